@@ -1,0 +1,1 @@
+"""The configs that `hps --config NAME` finds from any directory."""

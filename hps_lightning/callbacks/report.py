@@ -1,0 +1,310 @@
+"""What is printed at the end: what was reached, where it lies, and what to type next."""
+
+import math
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass
+class BestValidation:
+    """The validation of highest accuracy in a training; the first one of equals.
+
+    Attributes:
+        accuracy: 0 to 1; None before the first validation.
+        loss: of the same validation.
+        epoch: of the same validation, counted from 1.
+    """
+
+    accuracy: float | None = None
+    loss: float | None = None
+    epoch: int | None = None
+
+    def update(self, trainer: Trainer) -> bool:
+        """Compares with the validation that ``trainer`` just ended; whether that is the best one now."""
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if trainer.sanity_checking or accuracy is None:
+            return False
+        if self.accuracy is not None and float(accuracy) <= self.accuracy:
+            return False
+        self.accuracy = float(accuracy)
+        self.loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+        self.epoch = trainer.current_epoch + 1
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its attributes."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up :meth:`state_dict`."""
+        self.accuracy, self.loss, self.epoch = state["accuracy"], state["loss"], state["epoch"]
+
+
+class Report(Callback):
+    """Prints, at the end of a training, a validation or a test, what came out of it and what to type next.
+
+    After a training, also one that Ctrl+C ended: what was reached, where the checkpoints lie,
+    and the commands that go on from there. After a validation or a test: the accuracy with the
+    number of right images, and what the training itself had reported, if the module's
+    ``checkpoint_record`` (see ``ImageClassifier.record``) holds it.
+    """
+
+    def __init__(self) -> None:
+        self._best = BestValidation()
+        self._started: float | None = None
+        self._right: Tensor | None = None
+        self._total = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation so far, for a training that is resumed."""
+        return {"best": self._best.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up :meth:`state_dict`."""
+        self._best.load_state_dict(state_dict["best"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Moves this behind the other callbacks, so that it can say what they have written."""
+        if stage == "fit":
+            self._best = BestValidation()
+            self._started = time.monotonic()
+        # A new list: Lightning is going through the old one.
+        trainer.callbacks = [*(callback for callback in trainer.callbacks if callback is not self), self]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the best validation."""
+        if trainer.state.fn == "fit":
+            self._best.update(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints what the training reached."""
+        if trainer.is_global_zero:
+            title = f"Training finished: {trainer.current_epoch} of {_epochs(trainer.max_epochs)}"
+            _print(title + self._duration(), self._training_rows(trainer, test=True))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says how to go on with a training that Ctrl+C ended."""
+        if trainer.state.fn != "fit" or not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        title = f"Training interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        _print(title + self._duration(), self._training_rows(trainer, test=False) + _resume_rows(trainer))
+
+    def _duration(self) -> str:
+        return "" if self._started is None else f", {_seconds(time.monotonic() - self._started)}"
+
+    def _training_rows(self, trainer: Trainer, test: bool) -> Rows:
+        metrics = trainer.callback_metrics
+        rows: Rows = []
+        if "train/loss" in metrics:
+            rows.append(("training", _scores(metrics, "train")))
+        if self._best.accuracy is not None and "val/accuracy" in metrics:
+            rows.append(("last validation", _scores(metrics, "val")))
+            rows.append(("best validation", f"accuracy {_percent(self._best.accuracy)} in epoch {self._best.epoch}"))
+        best, last = best_checkpoint(trainer), last_checkpoint(trainer)
+        checkpoints = {"best checkpoint": best, "last checkpoint": last}
+        rows += [(name, _display(path)) for name, path in checkpoints.items() if path]
+        rows += [("weights", _display(path)) for path in _weights(trainer)]
+        rows += [("TensorBoard", f"tensorboard --logdir {_quoted(folder)}") for folder in _log_folders(trainer)]
+        if test and (best or last):
+            rows.append(("test it", f"hps test --ckpt_path {_quoted(best or last)}"))
+        return rows
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to count."""
+        self._right, self._total = torch.zeros((), dtype=torch.int64, device=pl_module.device), 0
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Tensor],
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the images and the right ones."""
+        labels = outputs["labels"]
+        self._right += (outputs["logits"].argmax(1) == labels).sum()
+        self._total += len(labels)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints what the test measured."""
+        self._print_evaluation(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to count, unless this is part of a training."""
+        if trainer.state.fn == "validate":
+            self.on_test_epoch_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Tensor],
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the images and the right ones, unless this is part of a training."""
+        if trainer.state.fn == "validate":
+            self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints what the validation measured, unless it is part of a training."""
+        if trainer.state.fn == "validate":
+            self._print_evaluation(trainer, pl_module)
+
+    def _print_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # On all ranks, since they sum.
+        total = torch.tensor(self._total, device=self._right.device)
+        right, total = (int(trainer.strategy.reduce(count, reduce_op="sum")) for count in (self._right, total))
+        if not trainer.is_global_zero or not total:
+            return
+        stage = "test" if trainer.state.fn == "test" else "val"
+        metrics = trainer.callback_metrics
+        rows = [("accuracy", f"{_percent(right / total)} ({right:,} of {total:,} images)")]
+        if f"{stage}/top5" in metrics:
+            rows.append((f"top-{min(5, pl_module.num_classes)}", _percent(float(metrics[f"{stage}/top5"]))))
+        if f"{stage}/loss" in metrics:
+            rows.append(("loss", f"{float(metrics[f'{stage}/loss']):.4f}"))
+        data = trainer.datamodule
+        if hasattr(data, "info"):
+            rows.append(("data", f"{data.info.title}, {_images(stage, getattr(data, 'protocol', None))}"))
+        if hasattr(data, "protocol"):
+            rows.append(("protocol", data.protocol))
+        if trainer.ckpt_path:
+            rows.append(("checkpoint", _display(str(trainer.ckpt_path))))
+        rows += _reported_rows(trainer, pl_module, stage, right, total)
+        _print("Test" if stage == "test" else "Validation", rows)
+
+
+def _reported_rows(trainer: Trainer, pl_module: LightningModule, stage: str, right: int, total: int) -> Rows:
+    record = getattr(pl_module, "checkpoint_record", None) or {}
+    reported = (record.get("metrics") or {}).get("val/accuracy")
+    if reported is None:
+        return []
+    text = f"{_percent(reported)} on the {_images('val', record.get('protocol'))}"
+    if not _same_images(trainer, record, stage):
+        return [("in training", f"{text}: other images, so that the two need not agree")]
+    then = round(reported * total)
+    if then == right:
+        return [("in training", f"{text}: agrees")]
+    return [("in training", f"{text}: does not agree, {then:,} right then and {right:,} now")]
+
+
+def _same_images(trainer: Trainer, record: Mapping[str, Any], stage: str) -> bool:
+    """Whether the training that ``record`` tells of validated on the images that were just evaluated."""
+    data, protocol = trainer.datamodule, record.get("protocol")
+    limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+    # 1.0 is everything; 1 is a single batch.
+    if limit != 1 or not isinstance(limit, float):
+        return False
+    if getattr(getattr(data, "info", None), "name", None) != record.get("dataset"):
+        return False
+    if stage == "test":
+        return protocol == "paper"
+    if getattr(data, "protocol", None) != protocol:
+        return False
+    settings = record.get("data") or {}
+    return protocol != "holdout" or all(
+        name in settings and settings[name] == getattr(data, name, None) for name in ("val_fraction", "split_seed")
+    )
+
+
+def _images(stage: str, protocol: str | None) -> str:
+    if stage == "test" or protocol == "paper":
+        return "test images"
+    return "hold-out images" if protocol == "holdout" else "validation images"
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The checkpoint of the best value of a metric, or None if none was kept."""
+    paths = [
+        callback.best_model_path
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+    ]
+    return next(filter(None, paths), None)
+
+
+def last_checkpoint(trainer: Trainer) -> str | None:
+    """The newest checkpoint that was saved whatever the metrics, or None if there is none."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = [callback.last_model_path for callback in callbacks]
+    # Without a metric to monitor, the "best" one is the newest.
+    paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
+    return next(filter(None, paths), None)
+
+
+def _weights(trainer: Trainer) -> list[str]:
+    paths = (getattr(callback, "weights_path", None) for callback in trainer.callbacks)
+    return [os.fspath(path) for path in paths if path]
+
+
+def _log_folders(trainer: Trainer) -> list[str]:
+    # The folder of all versions, so that trainings can be compared.
+    return [os.path.normpath(logger.root_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _resume_rows(trainer: Trainer) -> Rows:
+    path = last_checkpoint(trainer) or best_checkpoint(trainer)
+    if path is None:
+        return [("resume it", "nothing was saved yet; start it again")]
+    return [("resume it", f"hps fit --ckpt_path {_quoted(path)}")]
+
+
+def _display(path: str) -> str:
+    """``path`` relative to the working directory where it lies inside it."""
+    if "://" in path:
+        return path
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _quoted(path: str) -> str:
+    return shlex.quote(_display(path))
+
+
+def _scores(metrics: Mapping[str, Tensor], stage: str) -> str:
+    return f"accuracy {_percent(float(metrics[f'{stage}/accuracy']))}, loss {float(metrics[f'{stage}/loss']):.4f}"
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f} %"
+
+
+def _epochs(count: int | None) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def _seconds(duration: float) -> str:
+    if duration < 60:
+        return f"{duration:.1f} s"
+    minutes, seconds = divmod(round(duration), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _print(title: str, rows: Rows) -> None:
+    console = Console()
+    width = max((len(name) for name, _ in rows), default=0)
+    console.print()
+    # Soft wrapping leaves long paths in one piece, so that they can be copied.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    for name, value in rows:
+        console.print(Text.assemble("  ", (name.ljust(width), "bold"), "  ", value), soft_wrap=True)

@@ -1,0 +1,161 @@
+"""What is printed at the start of a training: the network's parts and costs, the data, and how it trains."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hps_lightning.complexity import IMAGE_SIZE, count_parameters, module_bytes, state_dict_bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """A top-level part of a network.
+
+    Attributes:
+        name: as the network calls it, such as "stage1".
+        shape: of its output for one image, without the batch: (channels, height, width) or (features,).
+        parameters: number of trainable values.
+        macs: multiply-accumulate operations for one image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def parts(network: nn.Module, image_size: tuple[int, int, int] = IMAGE_SIZE) -> list[Part]:
+    """The top-level parts of ``network`` that have parameters, in the order in which they run.
+
+    The network itself is left as it is: a copy is run.
+
+    Args:
+        network: maps N x C x H x W to logits.
+        image_size: (channels, height, width) of an image.
+    """
+    network = copy.deepcopy(network).cpu().eval()
+    image = torch.zeros((1, *image_size), dtype=next(network.parameters()).dtype)
+    with _output_shapes(network) as shapes, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    flops = counter.get_flop_counts()
+    children = dict(network.named_children())
+    return [
+        Part(
+            name=name,
+            shape=shape,
+            parameters=count_parameters(children[name]),
+            # Half, since an operation is a multiplication and an addition.
+            macs=sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // 2,
+        )
+        for name, shape in shapes.items()
+        if any(True for _ in children[name].parameters())
+    ]
+
+
+@contextmanager
+def _output_shapes(network: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            shapes[name] = tuple(output.shape[1:])
+
+        return hook
+
+    handles = [child.register_forward_hook(remember(name)) for name, child in network.named_children()]
+    try:
+        yield shapes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Summary(Callback):
+    """Prints the network's parts, sizes and costs, the data and the settings when a training starts.
+
+    It takes the place of Lightning's own summary: ``Trainer(enable_model_summary=False)``.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the summary."""
+        if not trainer.is_global_zero:
+            return
+        console = Console()
+        console.print()
+        console.print(_table(pl_module))
+        settings = {"data": _data(trainer), "training": _training(trainer, pl_module), "device": _device(trainer)}
+        for name, value in settings.items():
+            console.print(Text.assemble("  ", (f"{name:8}", "bold"), "  ", value), soft_wrap=True)
+
+
+def _table(pl_module: LightningModule) -> Table:
+    network = pl_module.network
+    rows = parts(network)
+    # In the layout that a new network has: a file of the same values may not differ by training's own choice.
+    plain = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
+    sizes = f"state dict {state_dict_bytes(plain) / 1e3:,.1f} kB, module {module_bytes(plain) / 1e6:,.3f} MB"
+    table = Table(box=box.SIMPLE, title=Text(_name(pl_module), style="bold"), title_justify="left", caption=sizes)
+    table.caption_justify = "left"
+    table.add_column("part", footer="total")
+    table.add_column("output", justify="right", footer=_shape(rows[-1].shape))
+    table.add_column("parameters", justify="right", footer=f"{count_parameters(network):,}")
+    table.add_column("MACs", justify="right", footer=f"{sum(row.macs for row in rows):,}")
+    table.show_footer = True
+    for row in rows:
+        table.add_row(row.name, _shape(row.shape), f"{row.parameters:,}", f"{row.macs:,}")
+    return table
+
+
+def _name(pl_module: LightningModule) -> str:
+    training = ("optimizer", "lr_scheduler", "label_smoothing")
+    return _call(type(pl_module).__name__, {k: v for k, v in pl_module.hparams.items() if k not in training})
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _data(trainer: Trainer) -> str:
+    data = trainer.datamodule
+    if not hasattr(data, "info"):
+        return "no data module"
+    items = [data.info.title, f"{len(data.info.classes)} classes", f"protocol {data.protocol}"]
+    items.append(f"{len(data.train_set):,} training images")
+    items.append(f"{len(data.val_set):,} validation images" if data.validates else "no validation")
+    return ", ".join(items)
+
+
+def _training(trainer: Trainer, pl_module: LightningModule) -> str:
+    optimizer = trainer.optimizers[0]
+    schedule = pl_module.lr_scheduler_spec
+    if schedule:
+        schedule = _call(schedule["class_path"].rpartition(".")[2], schedule.get("init_args") or {})
+    return ", ".join(
+        [
+            f"{type(optimizer).__name__} with rate {optimizer.defaults['lr']:g}",
+            f"schedule {schedule or 'constant'}",
+            "1 epoch" if trainer.max_epochs == 1 else f"{trainer.max_epochs} epochs",
+        ]
+    )
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"{count}{name}, precision {trainer.precision}"

@@ -1,0 +1,80 @@
+"""Where trainings leave their files: ``runs/NAME/version_N``, with ``checkpoints/`` inside."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hps_lightning import zoo
+from hps_lightning.errors import UserError
+
+RUNS = "runs"
+"""The folder of all runs, below the working directory."""
+
+NEWEST = ("last", "best")
+"""What `--ckpt_path` takes besides a path: a checkpoint of the newest run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training, as TensorBoard's logger lays it out."""
+
+    save_dir: Path
+    name: str
+    version: str
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return self.save_dir / self.name / self.version
+
+
+def run_of(checkpoint: Path) -> Run | None:
+    """The run that a checkpoint lies in, or None where it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    if folder.name != "checkpoints" or not re.fullmatch(r"version_\d+", folder.parent.name):
+        return None
+    version = folder.parent
+    if version.is_relative_to(Path.cwd()):
+        # As Lightning was given it when the training began.
+        version = version.relative_to(Path.cwd())
+    return Run(version.parent.parent, version.parent.name, version.name)
+
+
+def resolve_checkpoint(value: str, runs: Path) -> Path:
+    """The checkpoint that ``--ckpt_path`` names: a path, or "last" or "best" of the newest run.
+
+    Args:
+        value: as typed.
+        runs: the folder of all runs.
+
+    Raises:
+        UserError: "last" or "best" is asked for and there is none.
+    """
+    if value not in NEWEST:
+        return Path(value)
+    newest = max(runs.glob("*/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"There is no run with a checkpoint below {runs}; give a path: --ckpt_path FILE.")
+    path = newest.with_name(f"{value}.ckpt")
+    if not path.is_file():
+        raise UserError(
+            f"The newest run, {newest.parent.parent}, has no {path.name}: under the protocol 'full' nothing "
+            "validates, so that none is best. Use --ckpt_path last."
+        )
+    return path
+
+
+def run_name(class_name: str, family: str | None, init_args: dict[str, Any], dataset: str) -> str:
+    """The name of a training's folder: the zoo's name of the network where it has one, and the data set.
+
+    Args:
+        class_name: the LightningModule's class.
+        family: its family, a key of ``zoo.FAMILIES``.
+        init_args: its arguments.
+        dataset: name of the data set.
+    """
+    for variant in zoo.ZOO.values():
+        if variant.family == family and all(init_args.get(name) == value for name, value in variant.arguments.items()):
+            return f"{variant.name}-{dataset}"
+    return f"{family or class_name}-{dataset}"

@@ -1,0 +1,147 @@
+"""What is done to a batch of training images before the network sees it.
+
+Crop, flip and Cutout act on whole batches as tensors; the other operations are torchvision's.
+All randomness comes from one seed a batch, so that the same epoch and step give the same
+images whatever the number of workers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from hps_lightning.errors import UserError
+
+Policy = Literal["autoaugment", "randaugment", "trivialaugment", "augmix"]
+
+_POLICIES = {
+    "autoaugment": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+    "augmix": v2.AugMix,
+}
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Pads with black on each side and cuts out the original size anywhere, N x C x H x W."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    # The batch of windows is one gather: rows and columns of each image, by broadcasting.
+    top, left = torch.randint(0, 2 * padding + 1, (2, count), device=images.device)
+    rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
+    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Mirrors each image left to right with probability one half, N x C x H x W."""
+    flipped = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def cutout(images: Tensor, size: int) -> Tensor:
+    """Blackens a square of ``size`` pixels around a random centre of each image (DeVries and Taylor, 2017).
+
+    N x C x H x W; where the centre lies near an edge, a part of the square falls outside.
+    """
+    count, _, height, width = images.shape
+    centre_y = torch.randint(0, height, (count, 1), device=images.device)
+    centre_x = torch.randint(0, width, (count, 1), device=images.device)
+    first_y, first_x = centre_y - size // 2, centre_x - size // 2
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows = (y >= first_y) & (y < first_y + size)
+    columns = (x >= first_x) & (x < first_x + size)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The augmentation of training images.
+
+    Args:
+        crop_padding: pixels padded on each side before a random crop; 0 switches it off.
+        flip: whether images are mirrored at random.
+        cutout: side of the square that Cutout blackens, in pixels; 0 switches it off.
+        random_erasing: probability of erasing a random rectangle of an image.
+        color_jitter: strength of random brightness, contrast and saturation, 0 to 1.
+        policy: a learned or random policy: "autoaugment" (the CIFAR-10 policy),
+            "randaugment", "trivialaugment" or "augmix".
+        mixup: alpha of mixup's Beta distribution; 0 switches it off.
+        cutmix: alpha of CutMix's Beta distribution; 0 switches it off. With mixup on as
+            well, each batch takes one of the two at random.
+    """
+
+    crop_padding: int = 4
+    flip: bool = True
+    cutout: int = 0
+    random_erasing: float = 0.0
+    color_jitter: float = 0.0
+    policy: Policy | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("crop_padding", "cutout", "mixup", "cutmix"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise UserError(f"augmentation.{name} must not be negative, got {value!r}.")
+        for name in ("random_erasing", "color_jitter"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"augmentation.{name} must lie between 0 and 1, got {value!r}.")
+        if self.policy is not None and self.policy not in _POLICIES:
+            raise UserError(f"augmentation.policy must be one of {', '.join(_POLICIES)}, got {self.policy!r}.")
+
+    def __call__(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Augments a batch.
+
+        Args:
+            images: uint8, N x 3 x H x W.
+            labels: int64, N.
+            num_classes: number of classes.
+            seed: what all randomness of this batch comes from.
+
+        Returns:
+            uint8 images of the same shape, and the labels: unchanged, or probabilities
+            (float32, N x ``num_classes``) where images were mixed.
+        """
+        # torchvision's transforms draw from torch's global generator alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.flip:
+                images = random_flip(images)
+            if self.policy or self.color_jitter:
+                images = self._one_by_one(images)
+            if self.crop_padding:
+                images = random_crop(images, self.crop_padding)
+            if self.cutout:
+                images = cutout(images, self.cutout)
+            if self.random_erasing:
+                erase = v2.RandomErasing(p=self.random_erasing)
+                images = torch.stack([erase(image) for image in images])
+            if self.mixup or self.cutmix:
+                images, labels = self._mix(images, labels, num_classes)
+        return images, labels
+
+    def _one_by_one(self, images: Tensor) -> Tensor:
+        steps: list[torch.nn.Module] = []
+        if self.policy:
+            steps.append(_POLICIES[self.policy]())
+        if self.color_jitter:
+            steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
+        transform = v2.Compose(steps)
+        return torch.stack([transform(image) for image in images])
+
+    def _mix(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        mixers = []
+        if self.mixup:
+            mixers.append(v2.MixUp(alpha=self.mixup, num_classes=num_classes))
+        if self.cutmix:
+            mixers.append(v2.CutMix(alpha=self.cutmix, num_classes=num_classes))
+        mix = mixers[0] if len(mixers) == 1 else v2.RandomChoice(mixers)
+        mixed, probabilities = mix(images.float(), labels)
+        return mixed.round().to(torch.uint8), probabilities

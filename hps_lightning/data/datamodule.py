@@ -1,0 +1,187 @@
+"""The LightningDataModule: CIFAR-10, CIFAR-100 and the offline digits, by one argument."""
+
+import os
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hps_lightning.data.augmentation import Augmentation
+from hps_lightning.data.batches import BatchSampler, ImageBatches
+from hps_lightning.data.catalog import dataset_info
+from hps_lightning.data.photos import Photos
+from hps_lightning.data.readers import load_images
+from hps_lightning.data.splits import DESCRIPTIONS, Protocol, stratified_holdout
+from hps_lightning.errors import UserError
+
+
+class ImageDataModule(LightningDataModule):
+    """Images of 3 x 32 x 32, held in memory and augmented a batch at a time.
+
+    Batches are normalised float32 images, N x 3 x 32 x 32, with labels (int64, N; or, after
+    mixup or CutMix, float32, N x classes).
+
+    Args:
+        dataset: "cifar10", "cifar100", or "digits" (scikit-learn's, which need no download).
+        root: folder that holds the data set, as torchvision or the Hugging Face hub lay it
+            out; the environment variable HPS_DATA_DIR if not given, then the cache.
+        download: whether what is found nowhere may be downloaded into the cache.
+        protocol: "holdout" (a part of the training images validates), "full" (all training
+            images train, nothing validates) or "paper" (the test images validate).
+        val_fraction: the part of each class that "holdout" sets aside.
+        split_seed: which images "holdout" sets aside; apart from the training's seed, so that
+            trainings of several seeds validate on the same images.
+        batch_size: training images in a batch.
+        eval_batch_size: images in a batch of validation, test or prediction.
+        augmentation: what is done to training images.
+        num_workers: processes that prepare batches; 0 prepares them in the training's own
+            process, which is fastest unless a policy works image by image.
+        images: files and folders to classify, for `hps predict`.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["cifar10", "cifar100", "digits"] = "cifar10",
+        root: str | None = None,
+        download: bool = True,
+        protocol: Protocol = "holdout",
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen, so that sharing it is safe)
+        num_workers: int = 0,
+        images: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.info = dataset_info(dataset)
+        if protocol not in DESCRIPTIONS:
+            raise UserError(f"data.protocol must be one of {', '.join(DESCRIPTIONS)}, got {protocol!r}.")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, got {value}.")
+        self.root = root
+        self.download = download
+        self.protocol = protocol
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.augmentation = augmentation
+        self.num_workers = num_workers
+        self.images = images
+        self.train_set: ImageBatches | None = None
+        self.val_set: ImageBatches | None = None
+        self.test_set: ImageBatches | None = None
+        self.photos: Photos | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        return len(self.info.classes)
+
+    @property
+    def validates(self) -> bool:
+        """Whether the protocol has images to validate on."""
+        return self.protocol != "full"
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, in plain types: how to make it, and what a user of the network needs."""
+        return {
+            "data": {
+                "dataset": self.info.name,
+                "root": None if self.root is None else os.fspath(self.root),
+                "download": self.download,
+                "protocol": self.protocol,
+                "val_fraction": self.val_fraction,
+                "split_seed": self.split_seed,
+                "batch_size": self.batch_size,
+                "eval_batch_size": self.eval_batch_size,
+                "augmentation": asdict(self.augmentation),
+                "num_workers": self.num_workers,
+            },
+            "dataset": self.info.name,
+            "classes": list(self.info.classes),
+            "mean": list(self.info.mean),
+            "std": list(self.info.std),
+            "image_size": [3, 32, 32],
+            "protocol": self.protocol,
+        }
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing, in one process alone."""
+        if self.images is None:
+            load_images(self.info.name, "test", self.root, self.download)
+
+    def setup(self, stage: str) -> None:
+        """Loads the images that ``stage`` ("fit", "validate", "test" or "predict") needs."""
+        if stage == "predict" and self.images is not None:
+            self.photos = Photos(self.images, self.info.mean, self.info.std)
+        if stage in ("fit", "validate") and self.train_set is None:
+            self._setup_training(stage)
+        if (stage in ("test", "predict") and self.images is None) and self.test_set is None:
+            self.test_set = self._batches(*self._load("test"))
+
+    def _setup_training(self, stage: str) -> None:
+        if stage == "validate" and not self.validates:
+            raise UserError(
+                "The protocol 'full' has no validation images; use `hps test`, or --data.protocol paper or holdout."
+            )
+        if self.protocol == "paper":
+            self.val_set = self._batches(*self._load("test"))
+        if stage == "validate" and self.protocol == "paper":
+            return
+        images, labels = self._load("train")
+        if self.protocol == "holdout":
+            parts = stratified_holdout(labels, self.val_fraction, self.split_seed)
+            self.val_set = self._batches(images[parts.val], labels[parts.val])
+            images, labels = images[parts.train], labels[parts.train]
+        self.train_set = self._batches(images, labels, self.augmentation)
+
+    def _load(self, split: str) -> tuple[Tensor, Tensor]:
+        loaded = load_images(self.info.name, split, self.root, self.download)
+        return loaded.images, loaded.labels
+
+    def _batches(self, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None) -> ImageBatches:
+        return ImageBatches(images, labels, self.num_classes, self.info.mean, self.info.std, augmentation)
+
+    def _loader(self, batches: ImageBatches, sampler: BatchSampler) -> DataLoader:
+        return DataLoader(
+            batches,
+            # The sampler's keys stand for whole batches already.
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented training batches."""
+        # seed_everything leaves the run's seed here.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return self._loader(self.train_set, BatchSampler(len(self.train_set), self.batch_size, shuffle=True, seed=seed))
+
+    def _eval_loader(self, batches: ImageBatches) -> DataLoader:
+        return self._loader(batches, BatchSampler(len(batches), self.eval_batch_size, shuffle=False))
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Validation batches; none under the protocol "full"."""
+        return [] if self.val_set is None else self._eval_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test set."""
+        return self._eval_loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the images to classify, each with its path; without any given, the test set."""
+        if self.photos is None:
+            return self._eval_loader(self.test_set)
+        return DataLoader(self.photos, batch_size=self.eval_batch_size)

@@ -1,0 +1,148 @@
+"""The LightningModule that all families share: how a network is trained and judged."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from hps_lightning import __version__
+from hps_lightning.errors import UserError
+from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
+
+RECORD_KEY = "hps_lightning"
+"""Where a checkpoint keeps what is needed to rebuild its network and its data."""
+
+RECORD_FORMAT = 1
+
+
+class ImageClassifier(LightningModule):
+    """Trains a network on images of N x 3 x H x W against labels, and measures its accuracy.
+
+    Logs ``train/loss`` and ``train/accuracy``, then ``val/`` and ``test/`` ``loss``,
+    ``accuracy`` and ``top5``; accuracies lie between 0 and 1. Validation and test run in
+    float32 whatever the training's precision, since float32 is what a board runs.
+
+    Args:
+        network: maps N x 3 x H x W to N x ``num_classes`` logits.
+        num_classes: number of classes.
+        optimizer: ``{"class_path": ..., "init_args": {...}}``; the paper's SGD with Nesterov
+            momentum (rate 0.1, weight decay 5e-4) if not given.
+        lr_scheduler: likewise, one of ``hps_lightning.optim.SCHEDULES``; a constant rate if
+            not given.
+        label_smoothing: how much of the target is spread over all classes, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        optimizer: dict[str, Any] | None = None,
+        lr_scheduler: dict[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing!r}.")
+        # Convolutions on CPUs and on GPUs with tensor cores are fastest in this layout.
+        self.network = network.to(memory_format=torch.channels_last)
+        self.num_classes = num_classes
+        self.optimizer_spec = optimizer
+        self.lr_scheduler_spec = lr_scheduler
+        self.label_smoothing = label_smoothing
+
+        def accuracy(top_k: int = 1) -> MulticlassAccuracy:
+            return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
+
+        self.train_accuracy = accuracy()
+        metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, N x ``num_classes``, of images, N x 3 x H x W."""
+        return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        self.train_accuracy(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
+        batch_size = len(images)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch_size)
+        self.log(
+            "train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch_size
+        )
+        return loss
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
+        images, labels = batch
+        logits = self._float32_logits(images)
+        loss = F.cross_entropy(logits, labels)
+        metrics(logits, labels)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(images), prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images), prog_bar=stage == "val")
+        return {"logits": logits, "labels": labels}
+
+    def _float32_logits(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self(images.float())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``{"logits", "labels"}`` of a batch, in float32."""
+        return self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``{"logits", "labels"}`` of a batch, in float32."""
+        return self._evaluate(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
+        """Probabilities, N x ``num_classes``, of a batch's images."""
+        return self._float32_logits(batch[0]).softmax(1)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer and the schedule that the specifications name."""
+        optimizer = build_optimizer(self.network, self.optimizer_spec)
+        trainer = self.trainer
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise UserError(
+                f"A training needs a number of epochs, got --trainer.max_epochs {trainer.max_epochs}; "
+                "schedules are laid out over it."
+            )
+        length = TrainingLength(
+            epochs=trainer.max_epochs,
+            steps_per_epoch=max(1, int(trainer.estimated_stepping_batches) // trainer.max_epochs),
+            validates=bool(trainer.enable_validation) and getattr(trainer.datamodule, "validates", True),
+        )
+        schedule = build_schedule(optimizer, self.lr_scheduler_spec, length)
+        return {"optimizer": optimizer, **({"lr_scheduler": schedule} if schedule else {})}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the record that rebuilds this module and its data without a config."""
+        checkpoint[RECORD_KEY] = self.record()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, in plain types.
+
+        Keys: ``format``, ``version``, ``model`` (class name and arguments), ``metrics`` (the
+        newest), ``epoch``, ``max_epochs``, and what the data module adds (``data``, ``dataset``, ``classes``,
+        ``mean``, ``std``, ``image_size``, ``protocol``).
+        """
+        record: dict[str, Any] = {
+            "format": RECORD_FORMAT,
+            "version": __version__,
+            "model": {"class_path": type(self).__name__, "init_args": dict(self.hparams)},
+        }
+        trainer = self._trainer
+        if trainer is not None:
+            record["epoch"] = trainer.current_epoch
+            record["max_epochs"] = trainer.max_epochs
+            record["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            describe = getattr(trainer.datamodule, "record", None)
+            if describe is not None:
+                record.update(describe())
+        return record

@@ -1,0 +1,138 @@
+"""From the plain specification in a config or a checkpoint to an optimizer and its schedule."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hps_lightning.errors import UserError
+from hps_lightning.optim import schedules
+
+OPTIMIZERS: dict[str, str] = {
+    "SGD": "torch.optim.SGD",
+    "Adam": "torch.optim.Adam",
+    "AdamW": "torch.optim.AdamW",
+    "Adamax": "torch.optim.Adamax",
+    "Adagrad": "torch.optim.Adagrad",
+    "Rprop": "torch.optim.Rprop",
+    "RMSprop": "torch.optim.RMSprop",
+    "AdaBound": "pytorch_optimizer.AdaBound",
+}
+"""Where each optimizer that goes by its bare name is defined."""
+
+SCHEDULES: dict[str, type[schedules.LRSchedule]] = {
+    schedule.__name__: schedule
+    for schedule in (
+        schedules.MultiStepLR,
+        schedules.StepLR,
+        schedules.ExponentialLR,
+        schedules.CosineAnnealingLR,
+        schedules.CosineAnnealingWarmRestarts,
+        schedules.CyclicLR,
+        schedules.OneCycleLR,
+        schedules.ReduceLROnPlateau,
+    )
+}
+"""The schedules by name."""
+
+PAPER_OPTIMIZER: dict[str, Any] = {
+    "class_path": "torch.optim.SGD",
+    "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+}
+"""SGD with Nesterov momentum as the paper's section 7.1 sets it; the momentum is the usual one."""
+
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"There is no {kind} called {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def optimizer_class(class_path: str) -> type[Optimizer]:
+    """The optimizer that a bare name or the path of a class in torch or pytorch_optimizer names.
+
+    Raises:
+        UserError: there is no such optimizer.
+    """
+    path = OPTIMIZERS.get(class_path, class_path)
+    module, _, name = path.rpartition(".")
+    # The name may come out of a stranger's checkpoint: nothing else is imported.
+    if module.split(".")[0] == "pytorch_optimizer" or module == "torch.optim" or module.startswith("torch.optim."):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+        if isinstance(found, type) and issubclass(found, Optimizer):
+            return found
+    raise _unknown("optimizer", class_path, OPTIMIZERS)
+
+
+def schedule_class(class_path: str) -> type[schedules.LRSchedule]:
+    """The schedule that a bare name or the path of one of our classes names.
+
+    Raises:
+        UserError: there is no such schedule.
+    """
+    name = class_path.removeprefix(schedules.__name__ + ".")
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    raise _unknown("learning rate schedule", class_path, SCHEDULES)
+
+
+def _call(factory: Any, *args: Any, spec: Mapping[str, Any]) -> Any:
+    init_args = dict(spec.get("init_args") or {})
+    try:
+        return factory(*args, **init_args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{factory.__name__} cannot be made with {init_args}: {error}") from error
+
+
+def build_optimizer(network: nn.Module, spec: Mapping[str, Any] | None) -> Optimizer:
+    """The optimizer of ``network``'s parameters.
+
+    Args:
+        network: whose parameters are optimized.
+        spec: ``{"class_path": ..., "init_args": {...}}``; the paper's optimizer if None.
+
+    Raises:
+        UserError: the optimizer is unknown or does not take the arguments.
+    """
+    spec = spec or PAPER_OPTIMIZER
+    return _call(optimizer_class(spec["class_path"]), network.parameters(), spec=spec)
+
+
+def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:
+    """The schedule that ``{"class_path": ..., "init_args": {...}}`` specifies.
+
+    Raises:
+        UserError: the schedule is unknown or does not take the arguments.
+    """
+    return _call(schedule_class(spec["class_path"]), spec=spec)
+
+
+def spans_training(spec: Mapping[str, Any]) -> bool:
+    """Whether the schedule that ``spec`` names is laid out over the whole training."""
+    return make_schedule(spec).spans_training
+
+
+def build_schedule(
+    optimizer: Optimizer, spec: Mapping[str, Any] | None, length: schedules.TrainingLength
+) -> dict[str, Any] | None:
+    """Lightning's ``lr_scheduler_config``, or None for a constant rate.
+
+    Args:
+        optimizer: whose rate follows the schedule.
+        spec: ``{"class_path": ..., "init_args": {...}}``, or None.
+        length: how long the training is.
+
+    Raises:
+        UserError: the schedule is unknown, or its arguments do not fit.
+    """
+    if not spec:
+        return None
+    return make_schedule(spec).build(optimizer, length)

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hps_lightning.data.augmentation import Augmentation
+from hps_lightning.data.batches import BatchKey, BatchSampler, ImageBatches, normalise
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def _batches(count=20, **arguments):
+    images = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageBatches(images, torch.arange(count), count, MEAN, STD, **arguments)
+
+
+def _epoch(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def _order(sampler, epoch=0):
+    return torch.cat([key.indices for key in _epoch(sampler, epoch)]).tolist()
+
+
+def _seeds(sampler, epoch=0):
+    return [key.seed for key in _epoch(sampler, epoch)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("size", "batch_size"), [(20, 6), (20, 5), (3, 8), (1, 1)])
+def test_each_image_comes_once_an_epoch(size, batch_size, drop_last, shuffle):
+    sampler = BatchSampler(size, batch_size, shuffle, drop_last)
+    for epoch in range(3):
+        sizes = [len(key.indices) for key in _epoch(sampler, epoch)]
+        full, rest = divmod(size, batch_size)
+        assert sizes == [batch_size] * full + ([rest] if rest and not drop_last else [])
+        assert len(sampler) == len(sizes)
+        if sizes:
+            order = _order(sampler, epoch)
+            assert len(set(order)) == len(order) == sum(sizes)
+            assert set(order) <= set(range(size))
+
+
+def test_without_shuffling_the_order_is_the_images_own():
+    assert _order(BatchSampler(20, 6, shuffle=False), epoch=3) == list(range(20))
+
+
+def test_order_and_seeds_come_from_seed_and_epoch_alone():
+    torch.manual_seed(1)
+    first = BatchSampler(50, 7, shuffle=True, seed=3)
+    # Epochs asked for out of turn, as after resuming.
+    ahead = _order(first, 5), _seeds(first, 5)
+    torch.manual_seed(2)
+    second = BatchSampler(50, 7, shuffle=True, seed=3)
+    for epoch in range(6):
+        order, seeds = _order(second, epoch), _seeds(second, epoch)
+        assert (order, seeds) == (_order(second, epoch), _seeds(second, epoch))
+    assert (order, seeds) == ahead
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    _epoch(BatchSampler(20, 6, shuffle=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_epochs_and_seeds_differ():
+    orders, seeds = set(), []
+    for seed in range(4):
+        for epoch in range(4):
+            sampler = BatchSampler(50, 7, shuffle=True, seed=seed)
+            orders.add(tuple(_order(sampler, epoch)))
+            seeds += _seeds(sampler, epoch)
+    assert len(orders) == 16
+    assert len(set(seeds)) == len(seeds)
+
+
+# Lightning's seed_everything takes and draws seeds up to 2**32 - 1.
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_any_seed_of_lightning_is_taken(seed):
+    sampler = BatchSampler(10, 4, shuffle=True, seed=seed)
+    assert sorted(_order(sampler, epoch=1000)) == list(range(10))
+
+
+# Workers are forked, which Python 3.12 and later warn about in a process that runs threads, as torch's does.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_batches_are_the_same_whatever_the_number_of_workers():
+    def load(num_workers):
+        sampler = BatchSampler(20, 6, shuffle=True, seed=1)
+        batches = _batches(augmentation=Augmentation(cutout=3, random_erasing=0.5, mixup=1.0))
+        loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=num_workers)
+        loaded = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            loaded += [tensor for batch in loader for tensor in batch]
+        return loaded
+
+    alone = load(0)
+    assert len(alone) == 2 * 4 * 2
+    torch.testing.assert_close(load(2), alone, rtol=0, atol=0)
+    # The second epoch is another one.
+    assert not torch.equal(alone[0], alone[8])
+
+
+def test_a_batch_holds_its_images_normalised_with_their_labels():
+    batches = _batches()
+    indices = torch.tensor([4, 0, 9])
+    images, labels = batches[BatchKey(indices, seed=1)]
+    assert labels.tolist() == [4, 0, 9]
+    assert torch.equal(images, normalise(batches.images[indices], MEAN, STD))
+    assert len(batches) == 20
+
+
+def test_a_batch_is_augmented_with_its_own_seed():
+    augmentation = Augmentation()
+    batches = _batches(augmentation=augmentation)
+    indices = torch.arange(20)
+    first, _ = batches[BatchKey(indices, seed=1)]
+    expected, _ = augmentation(batches.images, batches.labels, 20, 1)
+    assert torch.equal(first, normalise(expected, MEAN, STD))
+    assert not torch.equal(first, batches[BatchKey(indices, seed=2)][0])
+
+
+def test_normalise_follows_the_plain_formula():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, -1, -1)
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+    normal = normalise(images, MEAN, STD)
+    assert normal.dtype == torch.float32
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(normal.double(), (images.double() / 255 - mean) / std, rtol=0, atol=2e-6)
+
+
+def test_normalise_leaves_the_images_alone():
+    images = _batches().images
+    before = images.clone()
+    normalise(images, MEAN, STD)
+    assert torch.equal(images, before)
+
+
+def test_normalised_with_its_own_statistics_a_set_has_mean_0_and_deviation_1():
+    images = _batches().images
+    scaled = images.double() / 255
+    mean = tuple(scaled.mean((0, 2, 3)).tolist())
+    std = tuple(scaled.std((0, 2, 3), correction=0).tolist())
+    normal = normalise(images, mean, std).double()
+    torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(normal.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64))

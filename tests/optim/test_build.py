@@ -1,0 +1,170 @@
+import sys
+
+import pytest
+import pytorch_optimizer
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hps_lightning.errors import UserError
+from hps_lightning.optim import OPTIMIZERS, build_optimizer, build_schedule, optimizer_class
+from tests.optim.test_schedules import CASES, IDS, LENGTH, walk
+
+# Name, arguments, and the class that torch or pytorch_optimizer has for it.
+CHOICES = {
+    "SGD": ("SGD", {"lr": 0.1}, torch.optim.SGD),
+    "Nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
+    "Adam": ("Adam", {"lr": 0.05}, torch.optim.Adam),
+    "AdamW": ("AdamW", {"lr": 0.05}, torch.optim.AdamW),
+    "Adamax": ("Adamax", {"lr": 0.05}, torch.optim.Adamax),
+    "Adagrad": ("Adagrad", {"lr": 0.1}, torch.optim.Adagrad),
+    "Rprop": ("Rprop", {"lr": 0.01}, torch.optim.Rprop),
+    "RMSprop": ("RMSprop", {"lr": 0.02}, torch.optim.RMSprop),
+    "AdaBound": ("AdaBound", {"lr": 0.05}, pytorch_optimizer.AdaBound),
+}
+
+
+def _spec(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+def _network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_every_optimizer_with_a_name_has_a_case():
+    assert {name for name, _, _ in CHOICES.values()} == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(("name", "arguments", "expected"), CHOICES.values(), ids=CHOICES)
+def test_an_optimizer_by_name(name, arguments, expected):
+    network = _network()
+    optimizer = build_optimizer(network, _spec(name, **arguments))
+    assert type(optimizer) is expected
+    (group,) = optimizer.param_groups
+    assert arguments.items() <= group.items()
+    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in network.parameters()}
+
+
+@pytest.mark.parametrize("spec", [None, {}])
+def test_the_default_is_the_paper_s(spec):
+    optimizer = build_optimizer(_network(), spec)
+    assert type(optimizer) is torch.optim.SGD
+    expected = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert expected.items() <= optimizer.param_groups[0].items()
+
+
+@pytest.mark.parametrize("spec", [{"class_path": "Adam"}, {"class_path": "Adam", "init_args": None}])
+def test_arguments_may_be_left_out(spec):
+    assert build_optimizer(_network(), spec).param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("torch.optim.NAdam", torch.optim.NAdam),
+        ("torch.optim.sgd.SGD", torch.optim.SGD),
+        ("pytorch_optimizer.Lamb", pytorch_optimizer.Lamb),
+        ("pytorch_optimizer.optimizer.adabound.AdaBound", pytorch_optimizer.AdaBound),
+    ],
+)
+def test_an_optimizer_by_its_path(path, expected):
+    assert optimizer_class(path) is expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "SGD.",
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "torch.load",
+        "torch.nn.Linear",
+        "torch.optim",
+        "torch.optim.",
+        "torch.optim..SGD",
+        "torch.optim.SGD.step",
+        "torch.optim.lr_scheduler.StepLR",
+        "torch.optim.nothing.SGD",
+        "torch.optimizer.SGD",
+        "pytorch_optimizer",
+        "pytorch_optimizer.create_optimizer",
+        "pytorch_optimizer.nothing.AdaBound",
+    ],
+)
+def test_what_is_no_optimizer_is_refused(path):
+    with pytest.raises(UserError, match=f"no optimizer called '{path}'.* Known: SGD, Adam"):
+        build_optimizer(_network(), _spec(path))
+
+
+@pytest.mark.parametrize(
+    "module", ["stranger", "pytorch_optimizer_stranger", "pytorch_optimizers.stranger", "torch_optim", "torchoptim.sgd"]
+)
+def test_a_stranger_s_module_is_not_even_imported(module, tmp_path, monkeypatch):
+    trace = tmp_path / "trace"
+    source = f"import torch\nopen({str(trace)!r}, 'w').close()\nclass Evil(torch.optim.SGD): pass\n"
+    package, _, name = module.partition(".")
+    file = tmp_path / package / f"{name}.py" if name else tmp_path / f"{package}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(source)
+    if name:
+        (tmp_path / package / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="no optimizer called"):
+        build_optimizer(_network(), _spec(f"{module}.Evil"))
+    assert not trace.exists()
+    assert module not in sys.modules
+
+
+def test_a_refused_class_is_not_called(tmp_path):
+    with pytest.raises(UserError, match=r"no optimizer called 'os\.mkdir'"):
+        build_optimizer(_network(), _spec("os.mkdir", path=str(tmp_path / "made")))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("typed", "suggested"), [("Adm", "Adam"), ("RMSProp", "RMSprop"), ("Adabound", "AdaBound")])
+def test_a_misspelt_name_is_corrected(typed, suggested):
+    with pytest.raises(UserError, match=f"'{typed}'. Did you mean {suggested}"):
+        optimizer_class(typed)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("SGD", {"lr": -1.0}, "-1.0"),
+        ("SGD", {"nesterov": True}, "Nesterov"),
+        ("SGD", {"momentun": 0.9}, "momentun"),
+        ("Adam", {"betas": [2.0, 0.9]}, "beta"),
+        ("AdaBound", {"lr": -1.0}, "-1.0"),
+        ("AdaBound", {"betas": [2.0, 0.9]}, "beta"),
+        ("torch.optim.Optimizer", {}, "defaults"),
+    ],
+)
+def test_mistakes_are_the_user_s(name, arguments, message):
+    with pytest.raises(UserError, match=f"cannot be made with.*{message}"):
+        build_optimizer(_network(), _spec(name, **arguments))
+
+
+@pytest.mark.parametrize(("schedule", "options", "interval", "part"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "arguments", "expected"), CHOICES.values(), ids=CHOICES)
+def test_every_optimizer_learns_under_every_schedule(name, arguments, expected, schedule, options, interval, part):
+    network = _network()
+    images = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    labels = images[:, :3].argmax(1)
+    losses = []
+    optimizer = build_optimizer(network, _spec(name, **arguments))
+
+    def work():
+        # The whole set each time, which Rprop needs.
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        losses.append(loss.item())
+
+    rates = walk(optimizer, build_schedule(optimizer, _spec(schedule, **options), LENGTH), LENGTH, work)
+    assert rates == pytest.approx([arguments["lr"] * part(step) for step in range(30)], rel=1e-6, abs=1e-12)
+    assert losses[-1] < 0.97 * losses[0]
