@@ -65,13 +65,14 @@ def count_macs(network: nn.Module, image_size: tuple[int, int, int] = IMAGE_SIZE
     layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(add) for layer in layers]
     parameter = next(network.parameters())
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
             network(torch.zeros((1, *image_size), device=parameter.device, dtype=parameter.dtype))
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
         for hook in hooks:
             hook.remove()
     return macs
@@ -79,7 +80,8 @@ def count_macs(network: nn.Module, image_size: tuple[int, int, int] = IMAGE_SIZE
 
 def state_dict_bytes(network: nn.Module) -> int:
     """Bytes of the network's state dict in the legacy format: what a board receives."""
-    return saved_bytes(network.state_dict())
+    # Without the version notes that torch attaches to a module's own state dict.
+    return saved_bytes(dict(network.state_dict()))
 
 
 def module_bytes(network: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """What happens beside a training: checkpoints, measurements, dashboards, exports, reports."""
 
 from .benchmark import Benchmark
-from .checkpoints import Checkpoints
+from .checkpoints import BestCheckpoint, LastCheckpoint, WeightsCheckpoint
 from .dashboard import Dashboard
 from .export import Export
 from .predictions import Predictions
@@ -11,11 +11,13 @@ from .summary import Summary
 
 __all__ = [
     "Benchmark",
-    "Checkpoints",
+    "BestCheckpoint",
     "Dashboard",
     "EpochLines",
     "Export",
+    "LastCheckpoint",
     "Predictions",
     "Report",
     "Summary",
+    "WeightsCheckpoint",
 ]

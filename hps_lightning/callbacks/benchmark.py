@@ -122,11 +122,16 @@ class Benchmark(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Starts an epoch; one that is resumed half-way goes on without this."""
-        self._current = EpochCost()
+        self._current = EpochCost(trainer.current_epoch)
         self._switch(trainer, "train")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageClassifier, batch: Any, batch_idx: int) -> None:
-        """Goes on with training after a validation in the middle of an epoch."""
+        """Goes on with training after a validation in the middle of an epoch, or a resume."""
+        if self._current.epoch != trainer.current_epoch:
+            # Resumed from an epoch's last step: Lightning neither ends that epoch nor starts the next one.
+            if self._current.images:
+                self.epochs[self._current.epoch] = self._current
+            self._current = EpochCost(trainer.current_epoch)
         if not self._trained:
             self._trained = self._current.warm_up = True
         if self._activity != "train":
@@ -161,9 +166,8 @@ class Benchmark(Callback):
         self._switch(trainer, None)
         cost, self._current = self._current, EpochCost()
         if not cost.images:
-            # Resumed at the very end of an epoch, which counts already.
+            # Without a step there is nothing to measure.
             return
-        cost.epoch = trainer.current_epoch
         self.epochs[cost.epoch] = cost
         if not trainer.is_global_zero:
             return

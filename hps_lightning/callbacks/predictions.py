@@ -110,9 +110,8 @@ class Predictions(Callback):
         if self.output is not None:
             _write(Path(self.output), _TEXTS[self._format](self._predictions))
         elif self._format == "table":
-            console = Console()
             # A pipe has no width that a path could exceed.
-            console.print(_table(self._predictions), width=None if console.is_terminal else _UNLIMITED, crop=False)
+            Console(width=None if sys.stdout.isatty() else _UNLIMITED).print(_table(self._predictions))
         else:
             _write_stdout(_TEXTS[self._format](self._predictions))
 

@@ -93,28 +93,33 @@ class Summary(Callback):
             return
         console = Console()
         console.print()
-        console.print(_table(pl_module))
-        settings = {"data": _data(trainer), "training": _training(trainer, pl_module), "device": _device(trainer)}
-        for name, value in settings.items():
+        console.print(Text(_name(pl_module), style="bold"), soft_wrap=True)
+        console.print(_table(pl_module.network))
+        lines = {
+            "sizes": _sizes(pl_module.network),
+            "data": _data(trainer),
+            "training": _training(trainer, pl_module),
+            "device": _device(trainer),
+        }
+        for name, value in lines.items():
             console.print(Text.assemble("  ", (f"{name:8}", "bold"), "  ", value), soft_wrap=True)
 
 
-def _table(pl_module: LightningModule) -> Table:
-    network = pl_module.network
+def _table(network: nn.Module) -> Table:
     rows = parts(network)
-    # In the layout that a new network has: a file of the same values may not differ by training's own choice.
-    plain = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
-    sizes = f"state dict {state_dict_bytes(plain) / 1e3:,.1f} kB, module {module_bytes(plain) / 1e6:,.3f} MB"
-    table = Table(box=box.SIMPLE, title=Text(_name(pl_module), style="bold"), title_justify="left", caption=sizes)
-    table.caption_justify = "left"
-    table.add_column("part", footer="total")
-    table.add_column("output", justify="right", footer=_shape(rows[-1].shape))
-    table.add_column("parameters", justify="right", footer=f"{count_parameters(network):,}")
-    table.add_column("MACs", justify="right", footer=f"{sum(row.macs for row in rows):,}")
-    table.show_footer = True
+    table = Table(box=box.SIMPLE, show_footer=True)
+    table.add_column("part", footer="total", overflow="fold")
+    totals = (_shape(rows[-1].shape), f"{count_parameters(network):,}", f"{sum(row.macs for row in rows):,}")
+    for name, total in zip(("output", "parameters", "MACs"), totals, strict=True):
+        table.add_column(name, footer=total, justify="right", overflow="fold")
     for row in rows:
         table.add_row(row.name, _shape(row.shape), f"{row.parameters:,}", f"{row.macs:,}")
     return table
+
+
+def _sizes(network: nn.Module) -> str:
+    network = copy.deepcopy(network).cpu()
+    return f"state dict {state_dict_bytes(network) / 1e3:,.1f} kB, module {module_bytes(network) / 1e6:,.3f} MB"
 
 
 def _name(pl_module: LightningModule) -> str:

@@ -130,6 +130,8 @@ def expand(tokens: list[str]) -> list[str]:
         UserError: a name is unknown.
     """
     pairs: list[tuple[str, Any]] = []
+    # `--optimizer.lr 0.1 --optimizer Adam` means Adam's rate, whatever comes first.
+    details: list[tuple[str, Any]] = []
     collecting: list[str] | None = None
     for option, value in option_values(tokens):
         if option == "" and collecting is not None:
@@ -147,11 +149,13 @@ def expand(tokens: list[str]) -> list[str]:
         elif option in ("--images", "--data.images"):
             collecting = json.loads(value) if value.startswith("[") else [value]
             pairs.append(("--data.images", collecting))
+        elif option.startswith(("--model.", "--optimizer.", "--lr_scheduler.")):
+            details.append((option, value))
         else:
             pairs.append((option, value))
-    # `--optimizer.lr 0.1 --optimizer Adam` means Adam's rate, whatever comes first.
-    pairs.sort(key=lambda pair: pair[0].startswith(("--model.", "--optimizer.", "--lr_scheduler.")))
-    return join_options((option, json.dumps(value) if isinstance(value, list) else value) for option, value in pairs)
+    return join_options(
+        (option, json.dumps(value) if isinstance(value, list) else value) for option, value in pairs + details
+    )
 
 
 def _load_yaml(path: Path) -> Any:

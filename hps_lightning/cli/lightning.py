@@ -16,22 +16,26 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.callbacks import (
     Benchmark,
-    Checkpoints,
+    BestCheckpoint,
     Dashboard,
     EpochLines,
     Export,
+    LastCheckpoint,
     Predictions,
     Report,
     Summary,
+    WeightsCheckpoint,
 )
 from hps_lightning.checkpoint import classifier_class, read_checkpoint
-from hps_lightning.cli.arguments import expand, join_options, option_values
+from hps_lightning.cli.arguments import expand, find_config, join_options, option_values
 from hps_lightning.cli.precision import fast_precision
 from hps_lightning.cli.runs import RUNS, Run, resolve_checkpoint, run_name, run_of
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError
 from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier
 from hps_lightning.optim import PAPER_OPTIMIZER, LRSchedule, spans_training
+
+_TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -86,7 +90,8 @@ class HPSCLI(LightningCLI):
         parser.link_arguments(
             "data.dataset", "model.init_args.num_classes", compute_fn=lambda name: len(DATASETS[name].classes)
         )
-        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Benchmark, "benchmark")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(Predictions, "predictions")
@@ -134,39 +139,42 @@ class HPSCLI(LightningCLI):
         trainer = config.trainer
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
-        if trainer.logger is None or trainer.logger is True:
-            trainer.logger = self._logger(config)
-        callbacks: list[Any] = [Summary(), Report()]
+        trainer.logger = self._logger(config)
+        callbacks: list[Any] = [Summary(), Dashboard(), WeightsCheckpoint(), Report()]
         if trainer.logger:
-            callbacks += [Dashboard(), LearningRateMonitor(logging_interval="step")]
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
         if trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
+        if self.subcommand != "fit" and trainer.devices == "auto":
+            # Several devices would share batches out evenly, and count some images twice.
+            trainer.devices = 1
+        if self.subcommand == "predict":
+            # The callback collects them; Lightning would keep them all once more.
+            config.return_predictions = False
         if self.subcommand in ("validate", "test"):
             # Lightning's own table of the metrics says the same as our report.
             config.verbose = False
 
     def _logger(self, config: jsonargparse.Namespace) -> Any:
-        if self.subcommand == "predict":
+        given = config.trainer.logger
+        if given is False or self.subcommand == "predict":
             return False
-        arguments: dict[str, Any]
-        if self.run_folder is not None:
-            run = self.run_folder
-            arguments = {"save_dir": str(run.save_dir), "name": run.name, "version": run.version}
-            if self.subcommand != "fit":
-                arguments["sub_dir"] = self.subcommand
-        else:
+        if given is None or given is True:
+            given = jsonargparse.Namespace(class_path=_TENSORBOARD, init_args=jsonargparse.Namespace())
             name = config.model.class_path.rsplit(".", 1)[-1]
             family = next((key for key, value in CLASSIFIERS.items() if value.__name__ == name), None)
-            arguments = {
-                "save_dir": config.trainer.default_root_dir or RUNS,
-                "name": run_name(name, family, config.model.init_args.as_dict(), config.data.dataset),
-            }
-        # Lightning logs hyper-parameters without metrics; the dashboard logs them with.
-        return jsonargparse.Namespace(
-            class_path="lightning.pytorch.loggers.TensorBoardLogger",
-            init_args=jsonargparse.Namespace({**arguments, "default_hp_metric": False}),
-        )
+            given.init_args.save_dir = config.trainer.default_root_dir or RUNS
+            given.init_args.name = run_name(name, family, config.model.init_args.as_dict(), config.data.dataset)
+        if isinstance(given, jsonargparse.Namespace) and given.class_path.endswith("TensorBoardLogger"):
+            # Lightning would log hyper-parameters without metrics; the dashboard logs them with.
+            given.init_args.default_hp_metric = False
+            if self.run_folder is not None:
+                given.init_args.save_dir = str(self.run_folder.save_dir)
+                given.init_args.name = self.run_folder.name
+                given.init_args.version = self.run_folder.version
+                given.init_args.sub_dir = None if self.subcommand == "fit" else self.subcommand
+        return given
 
     def before_fit(self) -> None:
         """Starts from given weights where the user asks for it."""
@@ -209,7 +217,8 @@ def check_length(record: dict[str, Any], model: ImageClassifier, max_epochs: int
         return
     raise UserError(
         f"The training was laid out for {planned} epochs and its {spec['class_path'].rsplit('.', 1)[-1]} ends there, "
-        f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of --ckpt_path."
+        f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of "
+        "--ckpt_path."
     )
 
 
@@ -273,6 +282,9 @@ def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] 
             raise UserError(
                 "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
             )
+        if command == "fit" and not {"--config", "-c"} & set(options):
+            # A network without a recipe is trained by the paper's.
+            tokens = [f"--config={find_config('hps.yaml')}", *tokens]
         return tokens, None, None
     path = resolve_checkpoint(asked, Path(options.get("--trainer.default_root_dir") or RUNS))
     checkpoint = read_checkpoint(path)
@@ -317,6 +329,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # batches come from memory
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",  # torch to Lightning, not to its users
+        ".*Total length of .* across ranks is zero.*",  # the protocol without validation
         ".*Checkpoint directory .* exists and is not empty.*",  # that of the training that goes on
     ):
         warnings.filterwarnings("ignore", message=message)

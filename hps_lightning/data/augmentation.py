@@ -111,7 +111,8 @@ class Augmentation:
         """
         # torchvision's transforms draw from torch's global generator alone.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would reseed the GPUs as well, and with them the training's dropout.
+            torch.default_generator.manual_seed(seed)
             if self.flip:
                 images = random_flip(images)
             if self.policy or self.color_jitter:

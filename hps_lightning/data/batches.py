@@ -47,7 +47,7 @@ class BatchSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         # Large odd factors keep the generators of neighbouring seeds and epochs apart.
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 7_919 + 1)
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + self.epoch) * 7_919 + 1) % 2**63)
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         seeds = torch.randint(0, 2**62, (len(self),), generator=generator).tolist()
         for step, seed in enumerate(seeds):

@@ -18,7 +18,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow would cut these off at 255 instead of scaling them.
         values = np.asarray(image, dtype=np.float64)
-        highest = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(values.max(initial=0), 1.0)
+        brightest = np.nanmax(values, initial=0)
+        if image.mode.startswith("I;16") or brightest > 255:
+            highest = 65535.0
+        else:
+            highest = 1.0 if image.mode == "F" and brightest <= 1 else 255.0
+        values = np.nan_to_num(values, posinf=highest)
         image = Image.fromarray(np.clip(values * (255.0 / highest), 0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -50,7 +55,7 @@ def read_photo(path: Path, size: int = 32) -> Tensor:
         raise UserError(f"{path} is not an image that Pillow can read.") from error
     except FileNotFoundError as error:
         raise UserError(f"There is no image {path}.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plugins raise errors of every kind for a broken file.
         raise UserError(f"{path} cannot be read as an image: {error}") from error
     pixels = np.array(rgb.resize((size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

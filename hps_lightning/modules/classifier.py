@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -84,13 +85,14 @@ class ImageClassifier(LightningModule):
         logits = self._float32_logits(images)
         loss = F.cross_entropy(logits, labels)
         metrics(logits, labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(images), prog_bar=True)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images), prog_bar=stage == "val")
         return {"logits": logits, "labels": labels}
 
     def _float32_logits(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            return self(images.float())
+            # With true half or double precision the weights themselves are of that type.
+            return self(images.to(next(self.network.parameters()).dtype)).float()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """``{"logits", "labels"}`` of a batch, in float32."""
@@ -113,13 +115,36 @@ class ImageClassifier(LightningModule):
                 f"A training needs a number of epochs, got --trainer.max_epochs {trainer.max_epochs}; "
                 "schedules are laid out over it."
             )
+        # Loads the data, which tells the number of batches; max_steps may cut it short, so that it is no multiple.
+        _ = trainer.estimated_stepping_batches
         length = TrainingLength(
             epochs=trainer.max_epochs,
-            steps_per_epoch=max(1, int(trainer.estimated_stepping_batches) // trainer.max_epochs),
+            steps_per_epoch=max(1, -(-trainer.num_training_batches // trainer.accumulate_grad_batches)),
             validates=bool(trainer.enable_validation) and getattr(trainer.datamodule, "validates", True),
         )
         schedule = build_schedule(optimizer, self.lr_scheduler_spec, length)
         return {"optimizer": optimizer, **({"lr_scheduler": schedule} if schedule else {})}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps a schedule, but for one that watches a metric: see :meth:`on_train_epoch_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self) -> None:
+        """Shows the epoch's metric to a schedule that watches one.
+
+        Lightning would do it after the epoch's checkpoint is written, and skip it when a
+        training goes on from there.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                metrics = self.trainer.callback_metrics
+                if config.monitor not in metrics:
+                    raise UserError(
+                        f"ReduceLROnPlateau monitors {config.monitor!r}, which this training does not log; "
+                        f"it logs {', '.join(sorted(metrics))}."
+                    )
+                config.scheduler.step(metrics[config.monitor])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the record that rebuilds this module and its data without a config."""
@@ -141,7 +166,11 @@ class ImageClassifier(LightningModule):
         if trainer is not None:
             record["epoch"] = trainer.current_epoch
             record["max_epochs"] = trainer.max_epochs
-            record["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            record["metrics"] = {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith(("train/", "val/", "test/"))
+            }
             describe = getattr(trainer.datamodule, "record", None)
             if describe is not None:
                 record.update(describe())

@@ -28,8 +28,8 @@ class SqueezeNetClassifier(ImageClassifier):
         activation: "relu" or "elu".
         dropout: probability of dropping a feature before the classifier.
         inplace: whether activations overwrite their input, which saves memory.
-        optimizer: see :class:`ImageClassifier`; ``--optimizer`` sets it.
-        lr_scheduler: see :class:`ImageClassifier`; ``--lr_scheduler`` sets it.
+        optimizer: class_path and init_args of the optimizer; --optimizer sets it.
+        lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
     """
 
@@ -64,8 +64,8 @@ class SqueezedCNNClassifier(ImageClassifier):
         activation: "relu" or "elu".
         dropout: probability of dropping a feature before the classifier.
         inplace: whether activations overwrite their input, which saves memory.
-        optimizer: see :class:`ImageClassifier`; ``--optimizer`` sets it.
-        lr_scheduler: see :class:`ImageClassifier`; ``--lr_scheduler`` sets it.
+        optimizer: class_path and init_args of the optimizer; --optimizer sets it.
+        lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
     """
 
@@ -96,8 +96,8 @@ class MobileNetClassifier(ImageClassifier):
         activation: "relu" or "elu".
         dropout: probability of dropping a feature before the classifier.
         inplace: whether activations overwrite their input, which saves memory.
-        optimizer: see :class:`ImageClassifier`; ``--optimizer`` sets it.
-        lr_scheduler: see :class:`ImageClassifier`; ``--lr_scheduler`` sets it.
+        optimizer: class_path and init_args of the optimizer; --optimizer sets it.
+        lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
     """
 
@@ -127,22 +127,7 @@ class MobileNetClassifier(ImageClassifier):
 
 
 class SqueezeNextClassifier(ImageClassifier):
-    """Baseline SqueezeNext (paper section 2.2).
-
-    Args:
-        num_classes: number of classes; from the command line it follows the data set.
-        stages: blocks in each of the four stages; the paper's tables call it "Resol.". The
-            family's own if not given.
-        width: width multiplier, a factor on every channel count. The family's own if not given.
-        resolution: resolution multiplier, a factor on the sides of the input.
-        activation: "relu" or "elu".
-        dropout: probability of dropping a feature before the classifier.
-        inplace: whether activations overwrite their input, which saves memory. The family's
-            own choice if not given.
-        optimizer: see :class:`ImageClassifier`; ``--optimizer`` sets it.
-        lr_scheduler: see :class:`ImageClassifier`; ``--lr_scheduler`` sets it.
-        label_smoothing: how much of the target is spread over all classes, 0 to 1.
-    """
+    """Baseline SqueezeNext (paper section 2.2)."""
 
     network_class: type[networks.SqueezeNext] = networks.SqueezeNext
 
@@ -159,9 +144,28 @@ class SqueezeNextClassifier(ImageClassifier):
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        """Builds the network and keeps the arguments.
+
+        Args:
+            num_classes: number of classes; from the command line it follows the data set.
+            stages: blocks in each of the four stages; the paper's tables call it "Resol.". The
+                family's own if not given.
+            width: width multiplier, a factor on every channel count. The family's own if not given.
+            resolution: resolution multiplier, a factor on the sides of the input.
+            activation: "relu" or "elu".
+            dropout: probability of dropping a feature before the classifier.
+            inplace: whether activations overwrite their input, which saves memory. The family's
+                own choice if not given.
+            optimizer: class_path and init_args of the optimizer; --optimizer sets it.
+            lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
+            label_smoothing: how much of the target is spread over all classes, 0 to 1.
+        """
+        # The arguments are described here, where the families below inherit them.
         defaults = inspect.signature(self.network_class).parameters
         # Filled in here, so that the saved hyper-parameters say which network this is.
-        stages = list(defaults["stages"].default if stages is None else stages)
+        stages = defaults["stages"].default if stages is None else stages
+        # As configs and checkpoints hold it.
+        stages = list(stages) if isinstance(stages, tuple) else stages
         width = defaults["width"].default if width is None else width
         inplace = defaults["inplace"].default if inplace is None else inplace
         network = _build(

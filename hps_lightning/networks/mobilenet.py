@@ -71,6 +71,8 @@ class MobileNet(nn.Module):
             raise ValueError("activation must be one of {}, got {!r}".format(", ".join(ACTIVATIONS), activation))
         width = _positive_number("width", width)
         self.resolution = _positive_number("resolution", resolution)
+        if round(32 * self.resolution) < 4:
+            raise ValueError("resolution must leave at least 4 of 32 pixels, got {!r}".format(resolution))
 
         channels = max(1, int(width * STEM_CHANNELS))
         self.stem = _unit(3, channels, 3, 1, 1, activation, inplace)
@@ -87,11 +89,12 @@ class MobileNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                # The fan-in, since the fan-out of a depthwise convolution is taken without its groups.
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, images):
         if self.resolution != 1:
-            size = [max(1, int(round(side * self.resolution))) for side in images.shape[-2:]]
+            size = [max(1, round(int(side) * self.resolution)) for side in images.shape[-2:]]
             if self.resolution < 1:
                 # Averaging over areas is the one antialiased reduction that PyTorch 1.1 has.
                 images = F.interpolate(images, size=size, mode="area")

@@ -176,6 +176,8 @@ class SqueezedCNN(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+        # Logits near zero, as SqueezeNet's last convolution starts.
+        nn.init.normal_(self.classifier[-1].weight, mean=0.0, std=0.01)
 
     def forward(self, images):
         return self.classifier(torch.flatten(self.features(images), 1))

@@ -53,7 +53,7 @@ def _resize(images, resolution):
     """Scale the sides of ``images`` (N x C x H x W) by ``resolution``."""
     if resolution == 1:
         return images
-    size = [max(1, int(round(side * resolution))) for side in images.shape[-2:]]
+    size = [max(1, round(int(side) * resolution)) for side in images.shape[-2:]]
     if resolution < 1:
         # Averaging over areas is the one antialiased reduction that PyTorch 1.1 has.
         return F.interpolate(images, size=size, mode="area")
@@ -168,13 +168,15 @@ class SqueezeNext(nn.Module):
         super(SqueezeNext, self).__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError("num_classes must be an integer of at least 1, got {!r}".format(num_classes))
-        stages = tuple(stages)
+        stages = tuple(stages) if isinstance(stages, (list, tuple)) else (stages,)
         if len(stages) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in stages):
             raise ValueError(
                 "stages must be four block counts of at least 1, such as [1, 1, 1, 1], got {!r}".format(list(stages))
             )
         width = _positive_number("width", width)
         self.resolution = _positive_number("resolution", resolution)
+        if round(32 * self.resolution) < 4:
+            raise ValueError("resolution must leave at least 4 of 32 pixels, got {!r}".format(resolution))
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise ValueError("dropout must be at least 0 and less than 1, got {!r}".format(dropout))
         if activation not in ACTIVATIONS:

@@ -45,10 +45,10 @@ PAPER_OPTIMIZER: dict[str, Any] = {
 """SGD with Nesterov momentum as the paper's section 7.1 sets it; the momentum is the usual one."""
 
 
-
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=1)]
     hint = f" Did you mean {near[0]}?" if near else ""
     return UserError(f"There is no {kind} called {name!r}.{hint} Known: {', '.join(known)}.")
 
@@ -59,6 +59,8 @@ def optimizer_class(class_path: str) -> type[Optimizer]:
     Raises:
         UserError: there is no such optimizer.
     """
+    if not isinstance(class_path, str):
+        raise _unknown("optimizer", str(class_path), OPTIMIZERS)
     path = OPTIMIZERS.get(class_path, class_path)
     module, _, name = path.rpartition(".")
     # The name may come out of a stranger's checkpoint: nothing else is imported.
@@ -78,7 +80,7 @@ def schedule_class(class_path: str) -> type[schedules.LRSchedule]:
     Raises:
         UserError: there is no such schedule.
     """
-    name = class_path.removeprefix(schedules.__name__ + ".")
+    name = str(class_path).removeprefix(schedules.__name__ + ".")
     if name in SCHEDULES:
         return SCHEDULES[name]
     raise _unknown("learning rate schedule", class_path, SCHEDULES)
@@ -88,7 +90,7 @@ def _call(factory: Any, *args: Any, spec: Mapping[str, Any]) -> Any:
     init_args = dict(spec.get("init_args") or {})
     try:
         return factory(*args, **init_args)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # pytorch_optimizer raises errors of its own.
         raise UserError(f"{factory.__name__} cannot be made with {init_args}: {error}") from error
 
 
@@ -103,7 +105,7 @@ def build_optimizer(network: nn.Module, spec: Mapping[str, Any] | None) -> Optim
         UserError: the optimizer is unknown or does not take the arguments.
     """
     spec = spec or PAPER_OPTIMIZER
-    return _call(optimizer_class(spec["class_path"]), network.parameters(), spec=spec)
+    return _call(optimizer_class(spec.get("class_path")), network.parameters(), spec=spec)
 
 
 def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:
@@ -112,7 +114,7 @@ def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:
     Raises:
         UserError: the schedule is unknown or does not take the arguments.
     """
-    return _call(schedule_class(spec["class_path"]), spec=spec)
+    return _call(schedule_class(spec.get("class_path")), spec=spec)
 
 
 def spans_training(spec: Mapping[str, Any]) -> bool:
@@ -135,4 +137,8 @@ def build_schedule(
     """
     if not spec:
         return None
-    return make_schedule(spec).build(optimizer, length)
+    schedule = make_schedule(spec)
+    try:
+        return schedule.build(optimizer, length)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{schedule} does not fit: {error}") from error

@@ -233,11 +233,12 @@ class OneCycleLR(LRSchedule):
         """As :meth:`LRSchedule.build`."""
         if not 0 < self.pct_start < 1:
             raise UserError(f"OneCycleLR: pct_start must lie between 0 and 1, got {self.pct_start!r}.")
-        _require_positive(self, div_factor=self.div_factor, final_div_factor=self.final_div_factor)
+        highest = optimizer.param_groups[0]["lr"] if self.max_lr is None else self.max_lr
+        _require_positive(self, max_lr=highest, div_factor=self.div_factor, final_div_factor=self.final_div_factor)
         return _per_step(
             lr_scheduler.OneCycleLR(
                 optimizer,
-                max_lr=optimizer.param_groups[0]["lr"] if self.max_lr is None else self.max_lr,
+                max_lr=highest,
                 total_steps=length.steps,
                 pct_start=self.pct_start,
                 div_factor=self.div_factor,

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,7 @@ import torch
 
 assert sys.version_info[:2] == (3, 7), sys.version
 assert torch.__version__ == "1.1.0", torch.__version__
+torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
         manifest = json.load(file)
@@ -112,7 +112,7 @@ def board_python(pytestconfig) -> Path:
         pytest.skip("there is no Python 3.7, on the path or under pyenv")
     made = run(base, "-m", "venv", folder)
     if made.returncode:
-        pytest.skip("no environment of Python 3.7 can be made: {}".format((made.stdout + made.stderr).strip()[-300:]))
+        pytest.skip(f"no environment of Python 3.7 can be made: {(made.stdout + made.stderr).strip()[-300:]}")
     install = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-cache-dir", *PACKAGES)
     try:
         installed = run(*install, timeout=1800)
@@ -125,14 +125,17 @@ def board_python(pytestconfig) -> Path:
 
 
 def trained(network: nn.Module) -> None:
-    """Gives batch norms what a training would, since fresh ones do next to nothing."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            module.num_batches_tracked += 7
+    """Gives batch norms statistics of their inputs, moved about: fresh ones do next to nothing."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(32, 3, 32, 32))
+        for norm in norms:
+            norm.running_mean += 0.2 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(std=0.2)
 
 
 def export_case(name: str, folder: Path) -> np.ndarray:
@@ -167,13 +170,16 @@ def test_the_boards_pytorch_finds_the_same_logits(board_python, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     for name, logits in expected.items():
-        assert np.abs(logits).max() > 0.1, f"{name}: logits near 0 would agree by themselves"
-        assert logits.std(axis=0).max() > 1e-2, f"{name}: the images make no difference"
-        np.testing.assert_allclose(np.load(tmp_path / name / "logits.npy"), logits, rtol=1e-5, atol=1e-5, err_msg=name)
+        assert logits.std(axis=0).max() > 0.01, f"{name}: logits that hardly differ would agree by themselves"
+        # Rounding is a part of the largest value that a sum goes through.
+        tolerance = 1e-5 * max(1, np.abs(logits).max())
+        np.testing.assert_allclose(
+            np.load(tmp_path / name / "logits.npy"), logits, rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 def test_the_boards_pytorch_does_not_read_the_zip_format(board_python, tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pt")
     result = run(board_python, "-c", "import torch; torch.load('weights.pt')", cwd=tmp_path, timeout=120)
     assert result.returncode != 0
-    assert sys.version_info[:2] != (3, 7)
+    assert "Error" in result.stderr

@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from hps_lightning.data import Augmentation, DatasetInfo
 from hps_lightning.modules import HPSClassifier
 
+# On images this few, threads only wait for each other: minutes instead of seconds on a busy machine.
+torch.set_num_threads(1)
+
 LIGHTNING_WARNINGS = [
     # Worker processes would only slow down a few images.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),

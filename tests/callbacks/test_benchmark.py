@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,6 +51,17 @@ class SlowCheckpoint(ModelCheckpoint):
         self.clock.now += CHECKPOINT
 
 
+class SlowStart(Callback):
+    """Takes its time between the last training step and the validation, as starting workers does."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.is_last_batch:
+            self.clock.now += CHECKPOINT
+
+
 def report(folder: Path) -> dict:
     return json.loads((folder / "run" / "version_0" / "benchmark.json").read_text())
 
@@ -57,8 +69,9 @@ def report(folder: Path) -> dict:
 def test_training_time_excludes_validation_sanity_check_and_checkpoints(tmp_path, clock):
     checkpoint = SlowCheckpoint(clock, monitor="val/accuracy", save_top_k=-1, save_on_train_epoch_end=False)
     arguments = {"enable_checkpointing": True, "num_sanity_val_steps": 2}
-    tiny_trainer(tmp_path, Benchmark(), checkpoint, **arguments).fit(tiny(spend=clock.spend), datamodule=TinyData())
-    assert clock.now > 3 * CHECKPOINT
+    trainer = tiny_trainer(tmp_path, Benchmark(), SlowStart(clock), checkpoint, **arguments)
+    trainer.fit(tiny(spend=clock.spend), datamodule=TinyData())
+    assert clock.now > 6 * CHECKPOINT
     epochs = report(tmp_path)["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == [0, 1, 2]
     for epoch in epochs:
@@ -173,15 +186,36 @@ def test_a_resume_in_the_middle_of_an_epoch_counts_both_parts(tmp_path, clock):
 
 
 @RESUME_WARNING
+def test_a_resume_from_the_last_step_of_an_epoch_keeps_that_epoch(tmp_path, clock):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "checkpoints", filename="{step}", every_n_train_steps=3)
+    first = tiny_trainer(tmp_path, Benchmark(), checkpoint, max_epochs=1, enable_checkpointing=True)
+    first.fit(tiny(spend=clock.spend), datamodule=TinyData())
+    second = tiny_trainer(tmp_path, Benchmark(), max_epochs=2)
+    second.fit(
+        tiny(spend=clock.spend),
+        datamodule=TinyData(),
+        ckpt_path=str(tmp_path / "checkpoints" / "step=3.ckpt"),
+        weights_only=True,
+    )
+    epochs = report(tmp_path)["epochs"]
+    assert [(epoch["epoch"], epoch["train_seconds"]) for epoch in epochs] == [(0, 3 * TRAIN_STEP), (1, 3 * TRAIN_STEP)]
+
+
+def test_a_training_without_a_step_writes_nothing(tmp_path):
+    module = tiny()
+    module.on_train_batch_start = lambda batch, batch_idx: -1
+    tiny_trainer(tmp_path, Benchmark(), max_epochs=1).fit(module, datamodule=TinyData())
+    assert list(tmp_path.rglob("benchmark.json")) == []
+
+
+@RESUME_WARNING
 def test_resuming_a_finished_training_leaves_its_report(tmp_path):
     checkpoint = ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True)
     first = tiny_trainer(tmp_path, Benchmark(), checkpoint, max_epochs=1, enable_checkpointing=True)
     first.fit(tiny(), datamodule=TinyData())
     before = report(tmp_path)
     second = tiny_trainer(tmp_path, Benchmark(), max_epochs=1)
-    second.fit(
-        tiny(), datamodule=TinyData(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), weights_only=True
-    )
+    second.fit(tiny(), datamodule=TinyData(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), weights_only=True)
     assert report(tmp_path) == before
     assert before["metrics"]["final"]["val/accuracy"] >= 0
 

@@ -79,9 +79,12 @@ def test_squeezed_cnn_has_three_fire_modules_of_squeezenet_1_0():
 
 def test_squeezed_cnn_starts_without_bias():
     torch.manual_seed(0)
-    for module in SqueezedCNN().modules():
+    network = SqueezedCNN()
+    assert network.classifier[-1].weight.std().item() == pytest.approx(0.01, rel=0.1)
+    for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             assert (module.bias == 0).all()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not network.classifier[-1]:
             bound = math.sqrt(6 / (module.weight[0].numel()))
             assert module.weight.abs().max() <= bound
             assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)

@@ -126,7 +126,9 @@ def test_a_refused_class_is_not_called(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize(("typed", "suggested"), [("Adm", "Adam"), ("RMSProp", "RMSprop"), ("Adabound", "AdaBound")])
+@pytest.mark.parametrize(
+    ("typed", "suggested"), [("Adm", "Adam"), ("sgd", "SGD"), ("RMSProp", "RMSprop"), ("Adabound", "AdaBound")]
+)
 def test_a_misspelt_name_is_corrected(typed, suggested):
     with pytest.raises(UserError, match=f"'{typed}'. Did you mean {suggested}"):
         optimizer_class(typed)

@@ -5,7 +5,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from hps_lightning.errors import UserError
-from hps_lightning.optim import SCHEDULES, TrainingLength, build_schedule, schedule_class
+from hps_lightning.optim import SCHEDULES, TrainingLength, build_schedule, schedule_class, spans_training
 from hps_lightning.optim import schedules as module
 
 LENGTH = TrainingLength(epochs=6, steps_per_epoch=5, validates=True)
@@ -230,6 +230,20 @@ def test_plateau_cannot_watch_a_validation_that_there_is_not():
         build_schedule(
             _optimizer(), _spec("ReduceLROnPlateau", monitor="val/accuracy"), TrainingLength(6, 5, validates=False)
         )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_spans_the_training_if_a_longer_one_changes_its_rates(name):
+    rates = []
+    for epochs in (6, 12):
+        optimizer = _optimizer()
+        config = build_schedule(optimizer, _spec(name), TrainingLength(epochs, 5, validates=True))
+        rates.append(walk(optimizer, config, LENGTH))
+    assert spans_training(_spec(name)) == (rates[0] != rates[1])
+
+
+def test_a_cosine_of_a_given_length_does_not_span_the_training():
+    assert not spans_training(_spec("CosineAnnealingLR", T_max=6))
 
 
 def test_the_length_counts_steps():

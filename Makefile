@@ -1,0 +1,34 @@
+# The two commands of the README, and what they are made of. Everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint install install-test clean
+
+quickstart: install ## set up, train the offline default, test its checkpoint
+	$(BIN)/hps fit --config quickstart.yaml
+	$(BIN)/hps test --ckpt_path best
+
+test: install-test ## set up and pass the tests
+	$(BIN)/pytest
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(VENV)/.installed-digits
+
+install-test: $(VENV)/.installed-test
+
+# One mark for each extra; a change of the dependencies installs again.
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "hps_lightning needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

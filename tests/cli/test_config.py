@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hps_lightning.cli.arguments import OPTIMIZER_CONFIGS, SCHEDULE_CONFIGS
+from hps_lightning.optim import build_optimizer, make_schedule
+from hps_lightning.zoo import ZOO
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def printed(hps, *argv):
+    status, out, err = hps("fit", *argv, "--print_config")
+    assert status == 0, err
+    return yaml.safe_load(out)
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    """A config that sets as many arguments as an optimizer and a schedule can leave behind."""
+    path = tmp_path / "loaded.yaml"
+    path.write_text(
+        "optimizer:\n  class_path: torch.optim.RMSprop\n  init_args:\n"
+        "    {lr: 7.0, alpha: 0.7, eps: 0.7, weight_decay: 0.7, momentum: 0.7, centered: true, maximize: true}\n"
+        "lr_scheduler:\n  class_path: StepLR\n  init_args: {step_size: 7, gamma: 0.7}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZER_CONFIGS, "sgd_nesterov"])
+def test_swapped_optimizer_keeps_nothing_of_the_one_before(hps, loaded, name):
+    import torch
+
+    after = printed(hps, "--config", loaded, "--model=hps", "--optimizer", name)["optimizer"]
+    file = CONFIGS / "optimizers" / f"{OPTIMIZER_CONFIGS.get(name, name)}.yaml"
+    alone = yaml.safe_load(file.read_text())["optimizer"]
+
+    def groups(spec):
+        network = torch.nn.Linear(2, 2)
+        return [{k: v for k, v in g.items() if k != "params"} for g in build_optimizer(network, spec).param_groups]
+
+    def as_lists(value):
+        return [{k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in value]
+
+    assert as_lists(groups(after)) == as_lists(groups(alone))
+
+
+@pytest.mark.parametrize("name", list(SCHEDULE_CONFIGS))
+def test_swapped_schedule_keeps_nothing_of_the_one_before(hps, loaded, name):
+    after = printed(hps, "--config", loaded, "--model=hps", "--lr_scheduler", name)["lr_scheduler"]
+    alone = yaml.safe_load((CONFIGS / "lr_schedulers" / f"{SCHEDULE_CONFIGS[name]}.yaml").read_text())["lr_scheduler"]
+    assert make_schedule(after) == make_schedule(alone)
+
+
+def test_optimizer_files_compose_with_any_config(hps):
+    config = printed(hps, "--config", "hps.yaml", "--config", "optimizers/adam.yaml", "--optimizer.lr", "0.02")
+    assert config["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert config["optimizer"]["init_args"]["lr"] == 0.02
+    assert config["trainer"]["max_epochs"] == 200
+
+
+def test_optimizer_that_has_no_file_is_named_by_its_path(hps, loaded):
+    config = printed(hps, "--config", loaded, "--model=hps", "--optimizer=torch.optim.NAdam", "--optimizer.lr=0.002")
+    assert config["optimizer"]["class_path"] == "torch.optim.NAdam"
+    assert config["optimizer"]["init_args"]["weight_decay"] == 0
+
+
+def test_rate_alone_changes_the_papers_optimizer(hps):
+    spec = printed(hps, "--model=hps_06_05x", "--optimizer.lr=0.05")["optimizer"]
+    assert spec["class_path"] == "torch.optim.SGD"
+    assert (spec["init_args"]["lr"], spec["init_args"]["nesterov"]) == (0.05, True)
+
+
+def test_hps_yaml_is_the_papers_recipe(hps):
+    config = printed(hps, "--config", "hps.yaml")
+    assert config["model"]["class_path"].endswith("HPSClassifier")
+    assert config["model"]["init_args"]["stages"] == ZOO["hps_21_1x_v3"].arguments["stages"]
+    assert (config["data"]["dataset"], config["data"]["batch_size"], config["data"]["protocol"]) == (
+        "cifar10",
+        128,
+        "holdout",
+    )
+    sgd = config["optimizer"]["init_args"]
+    assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.1, 0.9, True, 5e-4)
+    assert config["lr_scheduler"]["init_args"] == {"milestones": [60, 120, 160], "gamma": 0.2}
+    assert config["trainer"]["max_epochs"] == 200
+
+
+def test_network_without_a_config_trains_by_the_papers_recipe(hps):
+    config = printed(hps, "--model=mobilenet_05x", "--data.dataset=cifar100")
+    assert config["model"]["init_args"]["width"] == 0.5
+    assert config["trainer"]["max_epochs"] == 200

@@ -1,0 +1,176 @@
+"""The whole way of a user, on two batches of digits: fit, test, validate, predict, continue."""
+
+import csv
+import re
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.cli.conftest import TINY
+
+pytestmark = pytest.mark.train
+
+
+def fit(hps, *argv, epochs=2):
+    status, out, err = hps("fit", "--model=hps_06_05x", *TINY, f"--trainer.max_epochs={epochs}", *argv)
+    assert status == 0, err
+    return out
+
+
+def number(text, pattern):
+    return float(re.search(pattern, text).group(1))
+
+
+def test_fit_leaves_what_it_promises_and_prints_the_command_that_tests_it(hps, tmp_path):
+    out = fit(hps)
+    run = tmp_path / "runs" / "hps-digits" / "version_0"
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/weights.ckpt", "config.yaml"):
+        assert (run / name).is_file(), name
+    assert (run / "benchmark.json").is_file()
+    assert (run / "bluebox" / "last" / "manifest.json").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    command = re.search(r"hps (test --ckpt_path \S+)", out).group(1)
+    status, out, err = hps(*command.split())
+    assert status == 0, err
+    assert "359" in out
+
+
+def test_test_and_validate_need_no_config_and_give_back_what_training_reported(hps, tmp_path):
+    fit(hps, "--data.protocol=paper", "--data.augmentation.flip=false")
+    record = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["hps_lightning"]
+    for command in ("test", "validate"):
+        status, out, err = hps(command, "--ckpt_path", "last")
+        assert status == 0, err
+        correct, total = map(int, re.search(r"([\d,]+) of ([\d,]+)", out.replace(",", "")).groups())
+        assert total == 359
+        assert correct / total == pytest.approx(record["metrics"]["val/accuracy"], abs=1e-6)
+
+
+def test_protocol_full_keeps_the_last_alone(hps, tmp_path):
+    fit(hps, "--data.protocol=full")
+    names = {path.name for path in (tmp_path / "runs").rglob("*.ckpt")}
+    assert names == {"last.ckpt", "weights.ckpt"}
+    assert hps("test", "--ckpt_path", "last")[0] == 0
+    status, _, err = hps("validate", "--ckpt_path", "last")
+    assert status == 2
+    assert "full" in err
+
+
+def test_prediction_of_a_users_own_images(hps, tmp_path):
+    fit(hps)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (300, 200), "red").save(photos / "red.png")
+    Image.new("L", (9, 40), 128).save(photos / "grey, tall.jpg")
+    target = tmp_path / "out.csv"
+    arguments = ["--ckpt_path", "best", "--images", photos, "--predictions.output", target, "--predictions.top_k", "2"]
+    status, _, err = hps("predict", *arguments)
+    assert status == 0, err
+    rows = list(csv.DictReader(target.read_text().splitlines()))
+    assert [row["file"] for row in rows] == [str(photos / "grey, tall.jpg"), str(photos / "red.png")]
+    assert 0 <= float(rows[0]["rank2_probability"]) <= float(rows[0]["rank1_probability"]) <= 1
+    status, out, err = hps("predict", "--ckpt_path", "best", "--images", photos / "red.png")
+    assert status == 0, err
+    assert "red.png" in out
+
+
+def test_a_broken_image_given_by_name_is_an_error(hps, tmp_path):
+    fit(hps, epochs=1)
+    (tmp_path / "text.png").write_text("no image")
+    status, _, err = hps("predict", "--ckpt_path", "best", "--images", "text.png")
+    assert status == 2
+    assert "text.png" in err
+
+
+def state(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("schedule", ["multi_step", "cosine", "reduce_on_plateau", None])
+def test_continued_training_equals_an_uninterrupted_one(hps, tmp_path, monkeypatch, schedule):
+    arguments = ["--trainer.precision=32-true", *([f"--lr_scheduler={schedule}"] if schedule else [])]
+    if schedule == "multi_step":
+        arguments.append("--lr_scheduler.milestones=[1,2,3]")
+    if schedule == "reduce_on_plateau":
+        arguments.append("--lr_scheduler.patience=0")
+    fit(hps, *arguments, "--trainer.default_root_dir=whole", epochs=4)
+    whole = state(next((tmp_path / "whole").rglob("last.ckpt")))
+
+    from hps_lightning.modules import ImageClassifier
+
+    original = ImageClassifier.on_train_epoch_start
+
+    def stop(self):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(ImageClassifier, "on_train_epoch_start", stop)
+    hps("fit", "--model=hps_06_05x", *TINY, *arguments, "--trainer.max_epochs=4", "--trainer.default_root_dir=parts")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    parts = next((tmp_path / "parts").rglob("last.ckpt"))
+    assert state(parts)["epoch"] == 1
+    status, out, err = hps("fit", "--ckpt_path=last", "--trainer.default_root_dir=parts")
+    assert status == 0, err
+    assert "Continuing" in out
+    after = state(parts)
+    assert after["epoch"] == whole["epoch"] == 3
+    assert after["lr_schedulers"] == whole["lr_schedulers"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, after["state_dict"][name]), name
+    assert len(list((tmp_path / "parts").rglob("version_*"))) == 1, "it goes on in its own folder"
+
+
+def test_schedule_over_the_whole_training_is_not_stretched(hps):
+    fit(hps, "--lr_scheduler=OneCycleLR")
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
+    assert status == 2
+    assert "OneCycleLR" in err
+    assert "--init_weights" in err
+
+
+def test_warm_start_takes_the_weights_that_fit(hps, tmp_path):
+    fit(hps)
+    source = next(tmp_path.rglob("weights.ckpt"))
+    out = fit(hps, "--init_weights", source, "--model.stages=[1,2,1,1]", "--optimizer.lr=1e-12", epochs=1)
+    assert re.search(r"(\d+) of (\d+) parameter tensors", out)
+    given = state(source)["state_dict"]["network.stage1.0.squeeze1.conv.weight"]
+    newest = max(tmp_path.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert torch.allclose(state(newest)["state_dict"]["network.stage1.0.squeeze1.conv.weight"], given, atol=1e-8)
+
+
+def test_network_cannot_be_changed_beside_a_checkpoint(hps):
+    fit(hps, epochs=1)
+    status, _, err = hps("test", "--ckpt_path=best", "--model.width=1")
+    assert status == 2
+    assert "--model.width" in err
+
+
+def test_weights_can_be_tested_far_from_where_they_were_trained(hps, tmp_path, monkeypatch):
+    fit(hps)
+    weights = next(tmp_path.rglob("weights.ckpt"))
+    content = state(weights)
+    assert "optimizer_states" not in content
+    assert content["hps_lightning"]["data"]["root"] is None
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    status, out, err = hps("test", "--ckpt_path", weights)
+    assert status == 0, err
+    assert "training reported" in out.lower() or "hold" in out
+
+
+def test_saved_config_repeats_the_training(hps, tmp_path):
+    fit(hps, "--trainer.precision=32-true")
+    run = next(tmp_path.rglob("config.yaml")).parent
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["width"] == 0.2
+    (tmp_path / "again.yaml").write_text((run / "config.yaml").read_text())
+    status, _, err = hps("fit", "--config=again.yaml", "--trainer.default_root_dir=second")
+    assert status == 0, err
+    checkpoints = sorted(tmp_path.rglob("last.ckpt"))
+    first, second = (state(path)["state_dict"] for path in checkpoints)
+    assert all(torch.equal(first[name], second[name]) for name in first)

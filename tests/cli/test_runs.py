@@ -1,0 +1,58 @@
+import os
+
+import pytest
+
+from hps_lightning.cli.runs import resolve_checkpoint, run_name, run_of
+from hps_lightning.errors import UserError
+
+
+def make_run(runs, name, version, age, *checkpoints):
+    folder = runs / name / f"version_{version}" / "checkpoints"
+    folder.mkdir(parents=True)
+    for checkpoint in checkpoints:
+        (folder / checkpoint).touch()
+        os.utime(folder / checkpoint, (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_last_and_best_are_those_of_the_newest_run(tmp_path):
+    make_run(tmp_path, "a", 10, 50, "last.ckpt", "best.ckpt")
+    newest = make_run(tmp_path, "b", 0, 1, "last.ckpt", "best.ckpt")
+    make_run(tmp_path, "a", 2, 100, "last.ckpt")
+    assert resolve_checkpoint("last", tmp_path) == newest / "last.ckpt"
+    assert resolve_checkpoint("best", tmp_path) == newest / "best.ckpt"
+
+
+def test_a_path_stays_as_it_is(tmp_path):
+    assert str(resolve_checkpoint("some/where.ckpt", tmp_path)) == "some/where.ckpt"
+
+
+def test_without_a_run_or_a_best_one_the_error_says_the_way_out(tmp_path):
+    with pytest.raises(UserError, match="no run"):
+        resolve_checkpoint("last", tmp_path)
+    make_run(tmp_path, "a", 0, 1, "last.ckpt")
+    with pytest.raises(UserError, match="--ckpt_path last"):
+        resolve_checkpoint("best", tmp_path)
+
+
+def test_run_of_a_checkpoint(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "runs", "net", 3, 1, "last.ckpt")
+    run = run_of(folder / "last.ckpt")
+    assert run.directory == folder.parent
+    assert (run.name, run.version) == ("net", "version_3")
+    monkeypatch.chdir(tmp_path)
+    assert str(run_of(folder / "last.ckpt").save_dir) == "runs"
+    assert run_of(tmp_path / "weights.ckpt") is None
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "expected"),
+    [
+        ("hps", {"stages": [1, 1, 1, 1], "width": 0.5, "dropout": 0.3}, "hps_06_05x-digits"),
+        ("shallow_squeezenext", {"stages": [1, 1, 1, 1], "width": 0.5}, "shallow_06_05x-digits"),
+        ("hps", {"stages": [1, 1, 1, 1], "width": 0.51}, "hps-digits"),
+        (None, {}, "Mine-digits"),
+    ],
+)
+def test_run_takes_the_name_of_the_zoo(family, arguments, expected):
+    assert run_name("Mine", family, arguments, "digits") == expected

@@ -1,0 +1,324 @@
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from hps_lightning import __version__
+from hps_lightning.errors import UserError
+from hps_lightning.modules import RECORD_FORMAT, RECORD_KEY, HPSClassifier, ImageClassifier
+from tests.modules import LIGHTNING_WARNINGS
+from tests.optim.test_schedules import CASES, IDS
+
+pytestmark = LIGHTNING_WARNINGS
+
+CLASSES = 7
+
+
+def _data(count=20):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, 8, 8, generator=generator), torch.arange(count) % CLASSES
+
+
+def _loader(batch_size=4, soft=False):
+    images, labels = _data()
+    return DataLoader(TensorDataset(images, F.one_hot(labels, CLASSES).float() if soft else labels), batch_size)
+
+
+class Data(LightningDataModule):
+    """As our own says what it is, with or without validation."""
+
+    def __init__(self, validates):
+        super().__init__()
+        self.validates = validates
+
+    def train_dataloader(self):
+        return _loader()
+
+    def val_dataloader(self):
+        return _loader() if self.validates else []
+
+    def record(self):
+        return {"dataset": "made up", "classes": ["a", "b"]}
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _linear(**arguments):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
+    return ImageClassifier(network, CLASSES, **arguments)
+
+
+def _sgd(lr=0.01):
+    return {"class_path": "SGD", "init_args": {"lr": lr}}
+
+
+def _trainer(**arguments):
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return Trainer(accelerator="cpu", **dict.fromkeys(quiet, False), **arguments)
+
+
+def _conv(**arguments):
+    torch.manual_seed(0)
+    return HPSClassifier(CLASSES, stages=[1, 1, 1, 1], width=0.25, optimizer=_sgd(), **arguments)
+
+
+def test_forward_is_the_network():
+    module = _conv().eval()
+    images, _ = _data()
+    torch.testing.assert_close(module(images), module.network(images))
+
+
+def test_convolutions_run_in_channels_last():
+    module = _conv()
+    seen = []
+    module.network.stem.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    module(_data()[0])
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert module.network.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_training_logs_loss_and_accuracy_of_the_epoch(soft, smoothing):
+    module = _linear(optimizer=_sgd(lr=0.0), label_smoothing=smoothing)
+    images, labels = _data()
+    logits = module(images)
+    trainer = _trainer(max_epochs=1)
+    trainer.fit(module, _loader(soft=soft))
+    metrics = trainer.callback_metrics
+    assert set(metrics) == {"train/loss", "train/accuracy"}
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["train/accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def test_validation_and_test_log_loss_accuracy_and_top5():
+    module = _linear(label_smoothing=0.1)
+    images, labels = _data()
+    logits = module(images)
+    expected = {
+        # Smoothing is the training's affair.
+        "loss": F.cross_entropy(logits, labels).item(),
+        "accuracy": (logits.argmax(1) == labels).float().mean().item(),
+        "top5": (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item(),
+    }
+    assert 0 < expected["accuracy"] < expected["top5"] < 1
+    # The last batch is smaller, and counts for less.
+    (validation,) = _trainer().validate(module, _loader(batch_size=6), verbose=False)
+    (test,) = _trainer().test(module, _loader(batch_size=6), verbose=False)
+    assert validation == pytest.approx({f"val/{name}": value for name, value in expected.items()}, rel=1e-5)
+    assert test == pytest.approx({f"test/{name}": value for name, value in expected.items()}, rel=1e-5)
+
+
+def test_top5_of_fewer_than_five_classes_is_always_right():
+    module = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), 3)
+    images, labels = _data()
+    (metrics,) = _trainer().validate(module, DataLoader(TensorDataset(images, labels % 3), 5), verbose=False)
+    assert metrics["val/top5"] == 1
+
+
+def test_prediction_gives_probabilities():
+    module = _conv().eval()
+    images, _ = _data()
+    batches = _trainer().predict(module, DataLoader(TensorDataset(images, images), 20))
+    torch.testing.assert_close(batches[0], module(images).softmax(1))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_any_precision_trains_and_is_judged(precision):
+    trainer = _trainer(max_epochs=1, precision=precision)
+    trainer.fit(_conv(), _loader(), _loader())
+    assert {"train/loss", "val/loss", "val/accuracy"} <= set(trainer.callback_metrics)
+    assert all(math.isfinite(value) for value in trainer.callback_metrics.values())
+
+
+def test_evaluation_stays_in_float32_under_autocast():
+    module = _conv().eval()
+    images, _ = _data()
+    with torch.no_grad():
+        plain = module(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module(images).dtype == torch.bfloat16
+            probabilities = module.predict_step((images, None), 0)
+            half = module.predict_step((images.bfloat16(), None), 0)
+    assert probabilities.dtype == torch.float32
+    assert torch.equal(probabilities, plain.softmax(1))
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["validate", "test"])
+def test_validation_in_mixed_precision_equals_validation_in_float32(method):
+    full, mixed = (
+        getattr(_trainer(precision=precision), method)(_conv(), _loader(), verbose=False)[0]
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert full == mixed
+
+
+@pytest.mark.parametrize("method", ["validation_step", "test_step"])
+def test_evaluation_hands_logits_and_labels_to_callbacks(method):
+    outputs = []
+
+    class Note(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, result, batch, batch_idx, dataloader_idx=0):
+            outputs.append((result, batch))
+
+        on_test_batch_end = on_validation_batch_end
+
+    module = _conv()
+    run = getattr(_trainer(callbacks=[Note()]), method.removesuffix("_step").replace("validation", "validate"))
+    run(module, _loader(), verbose=False)
+    assert len(outputs) == 5
+    for result, (images, labels) in outputs:
+        assert set(result) == {"logits", "labels"}
+        torch.testing.assert_close(result["logits"], module.eval()(images))
+        assert torch.equal(result["labels"], labels)
+
+
+@pytest.mark.parametrize(("name", "arguments", "interval", "part"), CASES, ids=IDS)
+def test_lightning_steps_the_schedule_as_it_is_meant(name, arguments, interval, part):
+    rates = Rates()
+    if name == "ReduceLROnPlateau":
+        # A metric that is never better than the first: the rate is too small to change it.
+        arguments = {**arguments, "monitor": "val/top5", "mode": "max"}
+    module = _linear(optimizer=_sgd(1e-6), lr_scheduler={"class_path": name, "init_args": arguments})
+    _trainer(max_epochs=6, callbacks=[rates], num_sanity_val_steps=0).fit(module, _loader(), _loader())
+    assert rates.seen == pytest.approx([1e-6 * part(step) for step in range(30)], rel=1e-6, abs=1e-15)
+
+
+def test_a_schedule_counts_optimizer_steps_where_gradients_are_accumulated():
+    module = _linear(optimizer=_sgd(), lr_scheduler={"class_path": "CosineAnnealingLR"})
+    trainer = _trainer(max_epochs=4, accumulate_grad_batches=2)
+    trainer.fit(module, _loader())
+    assert trainer.global_step == 4 * 3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_training_cut_short_by_max_steps_finishes_under_one_cycle():
+    module = _linear(optimizer=_sgd(), lr_scheduler={"class_path": "OneCycleLR"})
+    trainer = _trainer(max_epochs=3, max_steps=11)
+    trainer.fit(module, _loader())
+    assert trainer.global_step == 11
+
+
+def test_a_training_cut_short_by_max_steps_keeps_the_length_of_an_epoch():
+    rates = Rates()
+    schedule = {"class_path": "CosineAnnealingWarmRestarts", "init_args": {"T_0": 1}}
+    module = _linear(optimizer=_sgd(), lr_scheduler=schedule)
+    _trainer(max_epochs=30, max_steps=12, callbacks=[rates]).fit(module, _loader())
+    # Five batches an epoch: the rate starts again after each.
+    assert [step for step, rate in enumerate(rates.seen) if rate == pytest.approx(0.01)] == [0, 5, 10]
+
+
+# Lightning wonders about the empty list that stands for no validation.
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero:UserWarning")
+@pytest.mark.parametrize(("validates", "monitor"), [(True, "val/loss"), (False, "train/loss")])
+def test_plateau_watches_what_the_data_module_has(validates, monitor):
+    module = _linear(optimizer=_sgd(), lr_scheduler={"class_path": "ReduceLROnPlateau"})
+    trainer = _trainer(max_epochs=2)
+    trainer.fit(module, datamodule=Data(validates))
+    assert trainer.lr_scheduler_configs[0].monitor == monitor
+
+
+def test_plateau_watches_the_training_where_no_validation_is_given():
+    module = _linear(optimizer=_sgd(), lr_scheduler={"class_path": "ReduceLROnPlateau"})
+    trainer = _trainer(max_epochs=2)
+    trainer.fit(module, _loader())
+    assert trainer.lr_scheduler_configs[0].monitor == "train/loss"
+
+
+def test_the_default_optimizer_is_the_paper_s():
+    trainer = _trainer(max_epochs=1)
+    trainer.fit(_linear(), _loader())
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.SGD
+    expected = {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4}
+    assert expected.items() <= optimizer.param_groups[0].items()
+    assert trainer.lr_scheduler_configs == []
+
+
+# Lightning warns of a training that has no end, which is refused right after.
+@pytest.mark.filterwarnings("ignore:`max_epochs` was not set:UserWarning")
+@pytest.mark.parametrize("arguments", [{"max_epochs": -1}, {"max_steps": 3}])
+def test_a_training_without_a_number_of_epochs_is_refused(arguments):
+    with pytest.raises(UserError, match="A training needs a number of epochs"):
+        _trainer(**arguments).fit(_linear(), _loader())
+
+
+@pytest.mark.parametrize(
+    ("argument", "spec", "message"),
+    [
+        ("optimizer", {"class_path": "Adm"}, "no optimizer called 'Adm'. Did you mean Adam"),
+        ("optimizer", {"class_path": "os.system"}, "no optimizer called 'os.system'"),
+        ("optimizer", {"class_path": "SGD", "init_args": {"lr": -1.0}}, "SGD cannot be made with"),
+        ("lr_scheduler", {"class_path": "Step"}, "no learning rate schedule called 'Step'"),
+        ("lr_scheduler", {"class_path": "StepLR", "init_args": {"gamma": 0}}, "gamma must be greater than 0"),
+    ],
+)
+def test_mistakes_in_the_specifications_are_the_user_s(argument, spec, message):
+    with pytest.raises(UserError, match=message):
+        _trainer(max_epochs=1).fit(_linear(**{argument: spec}), _loader())
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 2, math.nan])
+def test_label_smoothing_out_of_range_is_refused(value):
+    with pytest.raises(UserError, match=f"label_smoothing must be at least 0 and less than 1, got {value}"):
+        _linear(label_smoothing=value)
+
+
+def test_a_record_without_a_trainer_says_which_model_it_is():
+    module = _conv(label_smoothing=0.1)
+    assert module.record() == {
+        "format": RECORD_FORMAT,
+        "version": __version__,
+        "model": {
+            "class_path": "HPSClassifier",
+            "init_args": {
+                "num_classes": CLASSES,
+                "stages": [1, 1, 1, 1],
+                "width": 0.25,
+                "resolution": 1.0,
+                "activation": "relu",
+                "dropout": 0.0,
+                "inplace": True,
+                "optimizer": _sgd(),
+                "lr_scheduler": None,
+                "label_smoothing": 0.1,
+            },
+        },
+    }
+
+
+def test_a_checkpoint_holds_the_record_in_plain_types(tmp_path):
+    trainer = _trainer(max_epochs=2)
+    module = _conv()
+    trainer.fit(module, datamodule=Data(validates=True))
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    record = torch.load(tmp_path / "module.ckpt", weights_only=True)[RECORD_KEY]
+    assert set(record) == {"format", "version", "model", "epoch", "max_epochs", "metrics", "dataset", "classes"}
+    assert (record["epoch"], record["max_epochs"]) == (2, 2)
+    assert set(record["metrics"]) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/top5"}
+    assert {type(value) for value in record["metrics"].values()} == {float}
+    assert record["model"]["init_args"]["stages"] == [1, 1, 1, 1]
+    assert (record["dataset"], record["classes"]) == ("made up", ["a", "b"])
+
+
+def test_a_checkpoint_rebuilds_the_module(tmp_path):
+    trainer = _trainer(max_epochs=1)
+    module = _conv()
+    trainer.fit(module, _loader())
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    loaded = HPSClassifier.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True).eval()
+    images, _ = _data()
+    assert torch.equal(loaded(images), module.eval()(images))
