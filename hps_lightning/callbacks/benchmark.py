@@ -379,7 +379,7 @@ def _table(report: dict[str, Any]) -> Table:
     if memory["gpu_peak_bytes"] is not None:
         rows.append(("peak memory on the GPU", _megabytes(memory["gpu_peak_bytes"])))
     if best is not None:
-        rows.append(("best validation accuracy", f"{best[METRIC]:.2%} (epoch {best['epoch']})"))
+        rows.append(("best validation accuracy", f"{best[METRIC]:.2%} in epoch {best['epoch'] + 1}"))
     table = Table("benchmark", f"{report['model']['class']}, {report['dataset']}")
     for row in rows:
         table.add_row(*row)

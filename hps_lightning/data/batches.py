@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from hps_lightning.data.augmentation import Augmentation
 
@@ -17,8 +18,11 @@ class BatchKey(NamedTuple):
     seed: int
 
 
-class BatchSampler(Sampler[BatchKey]):
+class BatchSampler(DistributedSampler):
     """Yields the keys of an epoch's batches.
+
+    Where several processes train together, each gets its share of every batch: ``batch_size``
+    is that of all together, so that a recipe means the same on any number of devices.
 
     Args:
         size: number of images.
@@ -26,32 +30,51 @@ class BatchSampler(Sampler[BatchKey]):
         shuffle: whether each epoch has an order of its own.
         drop_last: whether a smaller last batch is left out.
         seed: what order and augmentation come from, together with the epoch.
+        equal_shares: whether images that cannot be shared out evenly among the processes are
+            left out, as a training needs; otherwise some process gets one image more.
+        rank: which process this is.
+        world_size: number of processes.
     """
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool, drop_last: bool = False, seed: int = 0) -> None:
+    # Lightning leaves a DistributedSampler as it is, and tells it each epoch.
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        equal_shares: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(range(size), world_size, rank, shuffle, seed, drop_last)
         self.size = size
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.seed = seed
-        self.epoch = 0
+        self.equal_shares = equal_shares
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tells which epoch comes next; Lightning calls it."""
-        self.epoch = epoch
+    def _starts(self) -> list[int]:
+        starts = list(range(0, self.size, self.batch_size))
+        left = self.size - starts[-1] if starts else 0
+        # A process that got nothing of a batch would have no loss to share.
+        if (self.drop_last and left < self.batch_size) or (left < self.num_replicas and len(starts) > 1):
+            starts.pop()
+        return starts
 
     def __len__(self) -> int:
-        if self.drop_last:
-            return self.size // self.batch_size
-        return -(-self.size // self.batch_size)
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[BatchKey]:
         # Large odd factors keep the generators of neighbouring seeds and epochs apart.
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + self.epoch) * 7_919 + 1) % 2**63)
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
-        seeds = torch.randint(0, 2**62, (len(self),), generator=generator).tolist()
-        for step, seed in enumerate(seeds):
-            yield BatchKey(order[step * self.batch_size : (step + 1) * self.batch_size], seed)
+        starts = self._starts()
+        seeds = torch.randint(0, 2**62, (len(starts),), generator=generator).tolist()
+        for start, seed in zip(starts, seeds, strict=True):
+            end = self.size if start == starts[-1] and not self.drop_last else start + self.batch_size
+            if self.equal_shares:
+                end -= (end - start) % self.num_replicas
+            yield BatchKey(order[start + self.rank : end : self.num_replicas], seed + self.rank)
 
 
 class ImageBatches(Dataset[tuple[Tensor, Tensor]]):

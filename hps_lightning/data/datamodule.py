@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from hps_lightning.data.augmentation import Augmentation
 from hps_lightning.data.batches import BatchSampler, ImageBatches
 from hps_lightning.data.catalog import dataset_info
+from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.photos import Photos
 from hps_lightning.data.readers import load_images
 from hps_lightning.data.splits import DESCRIPTIONS, Protocol, stratified_holdout
@@ -34,7 +35,7 @@ class ImageDataModule(LightningDataModule):
         val_fraction: the part of each class that "holdout" sets aside.
         split_seed: which images "holdout" sets aside; apart from the training's seed, so that
             trainings of several seeds validate on the same images.
-        batch_size: training images in a batch.
+        batch_size: training images in a batch, on all devices together.
         eval_batch_size: images in a batch of validation, test or prediction.
         augmentation: what is done to training images.
         num_workers: processes that prepare batches; 0 prepares them in the training's own
@@ -118,7 +119,7 @@ class ImageDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Downloads what is missing, in one process alone."""
         if self.images is None:
-            load_images(self.info.name, "test", self.root, self.download)
+            find_dataset(self.info, self.root, self.download)
 
     def setup(self, stage: str) -> None:
         """Loads the images that ``stage`` ("fit", "validate", "test" or "predict") needs."""
@@ -152,7 +153,16 @@ class ImageDataModule(LightningDataModule):
     def _batches(self, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None) -> ImageBatches:
         return ImageBatches(images, labels, self.num_classes, self.info.mean, self.info.std, augmentation)
 
-    def _loader(self, batches: ImageBatches, sampler: BatchSampler) -> DataLoader:
+    def _loader(self, batches: ImageBatches, batch_size: int, shuffle: bool, **options: Any) -> DataLoader:
+        trainer = self.trainer
+        sampler = BatchSampler(
+            len(batches),
+            batch_size,
+            shuffle,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            **options,
+        )
         return DataLoader(
             batches,
             # The sampler's keys stand for whole batches already.
@@ -167,10 +177,10 @@ class ImageDataModule(LightningDataModule):
         """Shuffled, augmented training batches."""
         # seed_everything leaves the run's seed here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        return self._loader(self.train_set, BatchSampler(len(self.train_set), self.batch_size, shuffle=True, seed=seed))
+        return self._loader(self.train_set, self.batch_size, shuffle=True, seed=seed, equal_shares=True)
 
     def _eval_loader(self, batches: ImageBatches) -> DataLoader:
-        return self._loader(batches, BatchSampler(len(batches), self.eval_batch_size, shuffle=False))
+        return self._loader(batches, self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Validation batches; none under the protocol "full"."""

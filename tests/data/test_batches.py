@@ -146,3 +146,28 @@ def test_normalised_with_its_own_statistics_a_set_has_mean_0_and_deviation_1():
     normal = normalise(images, mean, std).double()
     torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(normal.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world_size"), [(20, 6, 2), (50, 8, 3), (16, 8, 2), (13, 4, 3)])
+def test_processes_share_each_batch_of_one_process(size, batch_size, world_size):
+    whole = [set(key.indices.tolist()) for key in _epoch(BatchSampler(size, batch_size, shuffle=True, seed=1), 2)]
+    shares = [
+        _epoch(BatchSampler(size, batch_size, shuffle=True, seed=1, rank=rank, world_size=world_size), 2)
+        for rank in range(world_size)
+    ]
+    together = [[index for key in keys for index in key.indices.tolist()] for keys in zip(*shares, strict=True)]
+    if len(whole) > len(together):  # a last batch too small to be shared joins the one before
+        whole[-2:] = [whole[-2] | whole[-1]]
+    assert [set(indices) for indices in together] == whole
+    assert sum(map(len, together)) == size
+    assert all(len(key.indices) for keys in shares for key in keys)
+    assert all(len({key.seed for key in keys}) == world_size for keys in zip(*shares, strict=True))
+
+
+def test_equal_shares_leave_out_what_cannot_be_shared():
+    shares = [
+        _epoch(BatchSampler(20, 7, shuffle=True, equal_shares=True, rank=rank, world_size=2)) for rank in range(2)
+    ]
+    assert [len(key.indices) for key in shares[0]] == [len(key.indices) for key in shares[1]] == [3, 3, 3]
+    used = {index for keys in shares for key in keys for index in key.indices.tolist()}
+    assert len(used) == 18

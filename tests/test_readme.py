@@ -1,0 +1,84 @@
+"""The README's commands and code, run in its order; trainings are cut down to two batches of digits."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import hps_lightning
+from hps_lightning import zoo
+from hps_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["--data.dataset=digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("hps ")]
+
+
+@pytest.mark.train
+def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48), "blue").save("photo.png")
+    ran = commands()
+    assert {"fit", "test", "validate", "predict"} <= {command[1] for command in ran}
+    for _, *argv in ran:
+        starts_training = argv[0] == "fit" and "--ckpt_path" not in argv
+        assert main([*argv, *(SMALL if starts_training else [])]) == 0, (argv, capsys.readouterr().err)
+
+
+@pytest.mark.train
+def test_the_python_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--model=hps_06_05x", *SMALL]) == 0, capsys.readouterr().err
+    shutil.copy(next(tmp_path.rglob("weights.ckpt")), "weights.ckpt")
+    board = next(tmp_path.rglob("bluebox/last"))
+    for file in board.iterdir():
+        shutil.copy(file, tmp_path)
+    shutil.copy(Path(hps_lightning.__file__).parent / "networks" / "squeezenext.py", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    on_board, from_python = blocks("python")
+    board_names, python_names = {}, {}
+    exec(on_board.replace('open("manifest.json")', 'open("manifest.json", "rb")'), board_names)
+    exec(from_python, python_names)
+    image = torch.zeros(1, 3, 32, 32)
+    assert torch.allclose(board_names["network"](image), python_names["module"](image), atol=1e-5)
+
+
+def test_the_table_of_networks_is_true():
+    from hps_lightning.complexity import count_macs, count_parameters, module_bytes
+
+    rows = re.findall(r"^\| `(\w+)` \| (CIFAR-\d+) \| (.+) \|$", README, flags=re.MULTILINE)
+    assert len(rows) >= 5
+    for name, title, rest in rows:
+        stages, width, parameters, mmacs, size, accuracy, paper_size = (cell.strip() for cell in rest.split("|"))
+        variant = zoo.find_variant(name)
+        network = variant.build(int(title.removeprefix("CIFAR-")))
+        published = variant.published(title.lower().replace("-", ""))
+        assert stages == " ".join(map(str, variant.arguments.get("stages", "-")))
+        assert width == f"{variant.arguments['width']:g}" if "width" in variant.arguments else width == "-"
+        assert parameters == f"{count_parameters(network):,}"
+        assert mmacs == f"{count_macs(network) / 1e6:.2f}"
+        # The size holds the source of the classes, which a comment changes by some bytes.
+        assert float(size) == pytest.approx(module_bytes(network) / 1e6, abs=0.011)
+        assert (float(accuracy.rstrip(" %")), float(paper_size)) == (published.accuracy, published.size_mb)
+
+
+def test_the_number_of_variants_is_true():
+    assert f"{len(zoo.ZOO)} named variants" in README
+
+
+def test_every_file_that_it_shows_exists():
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
