@@ -1,6 +1,5 @@
 """Checkpoints: reading them safely, rebuilding what they hold, and keeping the weights alone."""
 
-import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
 from hps_lightning.modules import CLASSIFIERS, RECORD_FORMAT, RECORD_KEY, ImageClassifier
 
 _CLASSES = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
@@ -106,16 +106,9 @@ def write_whole(content: dict[str, Any], target: Path) -> None:
     Raises:
         UserError: the file cannot be written; an earlier one is left as it was.
     """
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+        with replaced_whole(target) as aside:
+            torch.save(content, aside)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{target} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)

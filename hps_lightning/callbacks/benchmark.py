@@ -22,6 +22,7 @@ from rich.table import Table
 
 from hps_lightning import __version__, complexity
 from hps_lightning.bluebox.weights import bare_network
+from hps_lightning.files import replaced_whole
 from hps_lightning.modules.classifier import ImageClassifier
 
 try:
@@ -340,14 +341,9 @@ def _versions() -> dict[str, str | None]:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    """Writes aside and renames, so that a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replaced_whole(path) as aside:
         aside.write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

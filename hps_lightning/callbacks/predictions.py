@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
 
 Format = Literal["table", "csv", "json"]
 
@@ -136,31 +137,24 @@ def _choose_format(output: str | None, format: Format | None) -> Format:
     return SUFFIXES[suffix]
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def _check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise UserError(f"Predictions cannot be written to {path}: it is not a regular file.")
     try:
         # Trying is the only check that also finds full and read-only disks.
-        _aside(path).touch()
-        _aside(path).unlink()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise UserError(f"Predictions cannot be written to {path}: {error.strerror}.") from error
 
 
 def _write(path: Path, text: str) -> None:
-    aside = _aside(path)
     try:
-        # Names of files need not be valid text; the escape gives back their very bytes.
-        aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        aside.replace(path)
+        with replaced_whole(path) as aside:
+            # Names of files need not be valid text; the escape gives back their very bytes.
+            aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise UserError(f"Predictions cannot be written to {path}: {error.strerror}.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _write_stdout(text: str) -> None:

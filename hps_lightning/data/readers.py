@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
 import os
 import pickle
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from PIL import Image
 from hps_lightning.data.catalog import IMAGE_SIZE, SPLITS, DatasetInfo, dataset_info
 from hps_lightning.data.locate import cache_dir, find_dataset
 from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
 
 logger = logging.getLogger(__name__)
 
@@ -183,24 +182,16 @@ def _load_decoded(copy: Path, size: int) -> np.ndarray | None:
 
 def _save_decoded(copy: Path, images: np.ndarray) -> None:
     """Keep decoded images for the next start, if the cache can be written."""
-    aside = copy.with_name(f".{copy.stem}-{uuid.uuid4().hex}.part")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "xb") as file:
+        with replaced_whole(copy) as aside, open(aside, "xb") as file:
             np.save(file, images)
-            file.flush()
-            # Else a power cut can leave the new name with an empty file behind it.
-            os.fsync(file.fileno())
-        os.replace(aside, copy)
         # Copies of former states of the same file are of no more use.
         for old in copy.parent.glob(f"{copy.name.rsplit('-', 2)[0]}-*.npy"):
             if old != copy:
                 old.unlink(missing_ok=True)
     except OSError as error:
         logger.info("The decoded images are not kept for the next start: %s", error)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 # --- torchvision's pickled batches ----------------------------------------------------------------

@@ -95,16 +95,21 @@ class SqueezeNextBlock(nn.Module):
 
     With ``r`` = 1 where the stride is 2, else 1/4 where the block narrows, else 1/2, the
     channels run in, r·in, r·in/2, r·in, r·in, out. The shortcut is the identity, or a 1x1
-    unit where the shape changes. Branch and shortcut are added and activated once more.
+    convolution with a batch norm where the shape changes. Branch and shortcut are both
+    activated, added, and activated again.
 
     Args:
-        unit: makes a unit from (in_channels, out_channels, kernel_size, stride).
+        stride: of the first convolution and of the shortcut.
         separable: (height, width) of the two separable kernels, in their order.
-        activation: the module that activates the sum.
+        activation, inplace, norm_last: as :class:`ConvUnit` takes them.
     """
 
-    def __init__(self, in_channels, out_channels, stride, unit, separable, activation):
+    def __init__(self, in_channels, out_channels, stride, separable, activation="relu", inplace=True, norm_last=False):
         super(SqueezeNextBlock, self).__init__()
+
+        def unit(in_channels, out_channels, kernel_size, stride, norm_last=norm_last):
+            return ConvUnit(in_channels, out_channels, kernel_size, stride, None, activation, inplace, norm_last)
+
         if stride == 2:
             reduction = 1.0
         elif in_channels > out_channels:
@@ -119,15 +124,19 @@ class SqueezeNextBlock(nn.Module):
         self.separable2 = unit(squeezed, squeezed, separable[1], 1)
         self.expand = unit(squeezed, out_channels, (1, 1), 1)
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = unit(in_channels, out_channels, (1, 1), stride)
+            self.shortcut = unit(in_channels, out_channels, (1, 1), stride, norm_last=False)
         else:
+            # Activated already, by the block before.
             self.shortcut = nn.Identity()
-        self.activation = activation
+        self.norm_last = norm_last
+        self.activation = _activation(activation, inplace)
 
     def forward(self, images):
         branch = self.squeeze2(self.squeeze1(images))
         branch = self.separable2(self.separable1(branch))
         branch = self.expand(branch)
+        if self.norm_last:
+            branch = self.activation(branch)
         # Not added in place: in the baselines autograd still needs the branch's activation.
         return self.activation(branch + self.shortcut(images))
 
@@ -182,13 +191,9 @@ class SqueezeNext(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError("activation must be one of {}, got {!r}".format(", ".join(ACTIVATIONS), activation))
 
-        def unit(in_channels, out_channels, kernel_size, stride, padding=None):
-            return ConvUnit(
-                in_channels, out_channels, kernel_size, stride, padding, activation, inplace, self.norm_last
-            )
-
+        style = {"activation": activation, "inplace": inplace, "norm_last": self.norm_last}
         channels = _channels(width * STEM_CHANNELS)
-        self.stem = unit(3, channels, (3, 3), 1, self.stem_padding)
+        self.stem = ConvUnit(3, channels, (3, 3), padding=self.stem_padding, **style)
         for stage, (blocks, base, stride) in enumerate(zip(stages, STAGE_CHANNELS, STAGE_STRIDES), start=1):
             out_channels = _channels(width * base)
             layers = []
@@ -198,15 +203,14 @@ class SqueezeNext(nn.Module):
                         channels,
                         out_channels,
                         stride if block == 0 else 1,
-                        unit,
                         self.separable_kernels(stage, block),
-                        _activation(activation, inplace),
+                        **style,
                     )
                 )
                 channels = out_channels
             setattr(self, "stage{}".format(stage), nn.Sequential(*layers))
         head = _channels(width * HEAD_CHANNELS)
-        self.spatial_resolution = unit(channels, head, (1, 1), 1)
+        self.spatial_resolution = ConvUnit(channels, head, **style)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(float(dropout))
         self.classifier = nn.Linear(head, num_classes)

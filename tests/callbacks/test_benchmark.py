@@ -260,7 +260,7 @@ def test_report(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run" / "version_0").glob(".*")] == []
     printed = capsys.readouterr().out
     assert f"{content['network']['parameters']:,}" in printed
-    assert "50.00% (epoch 1)" in printed
+    assert "50.00% in epoch 2" in printed
 
 
 def test_a_diverged_training_still_makes_valid_json(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import Dataset
 
-from hps_lightning.callbacks import predictions
 from hps_lightning.callbacks.predictions import Predictions
 from hps_lightning.errors import UserError
 
@@ -164,7 +163,7 @@ class TestOutput:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         callback = Predictions(output=str(path))
-        monkeypatch.setattr(predictions.Path, "replace", full)
+        monkeypatch.setattr(os, "replace", full)
         with pytest.raises(UserError, match=r"out\.csv: No space left"):
             predict(tmp_path, callback)
         assert path.read_text() == "old"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hps_lightning.complexity import count_parameters
 from hps_lightning.networks import HighPerformanceSqueezeNext, ModifiedSqueezeNext, ShallowSqueezeNext, SqueezeNext
+from hps_lightning.networks.squeezenext import SqueezeNextBlock
 from hps_lightning.paper import table5
 
 ALL = [SqueezeNext, ModifiedSqueezeNext, HighPerformanceSqueezeNext, ShallowSqueezeNext]
@@ -228,8 +229,12 @@ def test_units_chain_convolution_norm_and_activation_in_the_family_s_order(netwo
     # The stem, five in each of four blocks with a projection each, and the spatial resolution.
     assert len(units) == 1 + 4 * 6 + 1
     kind = {"relu": nn.ReLU, "elu": nn.ELU}[activation]
+    # What is activated and added is a convolution with its batch norm, in all families alike.
+    shortcuts = [block.shortcut for block in network.modules() if isinstance(block, SqueezeNextBlock)]
     for unit in units:
-        assert [name for name, _ in unit.named_children()] == order
+        in_shortcut = any(unit is shortcut for shortcut in shortcuts)
+        expected = ["conv", "norm", "activation"] if in_shortcut else order
+        assert [name for name, _ in unit.named_children()] == expected
         assert type(unit.activation) is kind
         assert unit.conv.bias is not None
     activations = [module for module in network.modules() if isinstance(module, (nn.ReLU, nn.ELU))]
@@ -263,15 +268,27 @@ def test_shortcuts_are_projections_only_where_the_shape_changes():
 
 @pytest.mark.parametrize("activation", ["relu", "elu"])
 @pytest.mark.parametrize("network_class", ALL)
-def test_a_block_activates_the_sum_of_branch_and_shortcut(network_class, activation):
-    block = _seeded(network_class, activation=activation, **TINY).eval().stage2[0]
-    images = torch.rand(2, block.squeeze1.conv.in_channels, 8, 8)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_block_activates_branch_and_shortcut_and_their_sum(network_class, activation, position):
+    network = _seeded(network_class, activation=activation, **{**TINY, "stages": [1, 2, 1, 1]}).eval()
+    block = network.stage2[position]
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # Else what batch norm gives after an activation is never negative.
+            nn.init.uniform_(module.running_mean, -1, 1)
+    act = F.relu if activation == "relu" else F.elu
+    images = act(torch.randn(2, block.squeeze1.conv.in_channels, 8, 8))
     branch = images
     for unit in (block.squeeze1, block.squeeze2, block.separable1, block.separable2, block.expand):
         branch = unit(branch)
-    total = branch + block.shortcut(images)
-    expected = F.relu(total) if activation == "relu" else F.elu(total)
-    torch.testing.assert_close(block(images), expected, rtol=0, atol=0)
+    if issubclass(network_class, HighPerformanceSqueezeNext):
+        # Its units end in a batch norm, the others in the activation.
+        assert branch.min() < 0
+        branch = act(branch)
+    shortcut = images
+    if position == 0:
+        shortcut = act(block.shortcut.norm(block.shortcut.conv(images)))
+    torch.testing.assert_close(block(images), act(branch + shortcut), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("network_class", ALL)
