@@ -1,0 +1,46 @@
+"""What an installed package holds, which the tests, run from the checkout, would not miss."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_every_package_is_installed(setup):
+    def packages(folder, name):
+        found = [path.parent.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("__init__.py")]
+        return {".".join([name, *path.parts]) for path in found}
+
+    listed = setup["options"]["packages"].split()
+    assert len(listed) == len(set(listed))
+    assert set(listed) == packages("hps_lightning", "hps_lightning") | packages("configs", "hps_lightning.configs")
+
+
+def test_every_data_file_is_installed(setup):
+    patterns = {name: setup["options.package_data"][name].split() for name in setup["options.package_data"]}
+    for folder, name in (("hps_lightning", "hps_lightning"), ("configs", "hps_lightning.configs")):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".yaml", ".csv"):
+                package = ".".join([name, *path.parent.relative_to(ROOT / folder).parts])
+                assert any(path.match(pattern) for pattern in patterns[package]), path
+
+
+def test_malicious_releases_of_lightning_are_excluded(setup):
+    requirement = next(
+        line for line in setup["options"]["install_requires"].splitlines() if line.startswith("lightning")
+    )
+    assert "!=2.6.2" in requirement
+    assert "!=2.6.3" in requirement
+
+
+def test_the_command_is_installed(setup):
+    assert setup["options.entry_points"]["console_scripts"].split() == ["hps", "=", "hps_lightning.cli:main"]
