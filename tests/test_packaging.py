@@ -22,14 +22,20 @@ def test_every_package_is_installed(setup):
 
     listed = setup["options"]["packages"].split()
     assert len(listed) == len(set(listed))
-    assert set(listed) == packages("hps_lightning", "hps_lightning") | packages("configs", "hps_lightning.configs")
+    expected = packages("hps_lightning", "hps_lightning") | packages("configs", "hps_lightning.configs")
+    assert set(listed) == expected | {"hps_lightning.published"}
 
 
 def test_every_data_file_is_installed(setup):
-    patterns = {name: setup["options.package_data"][name].split() for name in setup["options.package_data"]}
-    for folder, name in (("hps_lightning", "hps_lightning"), ("configs", "hps_lightning.configs")):
+    data = setup["options.package_data"]
+    patterns = {name: data[name].replace(",", " ").split() for name in data}
+    for folder, name in (
+        ("hps_lightning", "hps_lightning"),
+        ("configs", "hps_lightning.configs"),
+        ("checkpoints", "hps_lightning.published"),
+    ):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".yaml", ".csv"):
+            if path.suffix in (".yaml", ".csv", ".ckpt", ".json"):
                 package = ".".join([name, *path.parent.relative_to(ROOT / folder).parts])
                 assert any(path.match(pattern) for pattern in patterns[package]), path
 

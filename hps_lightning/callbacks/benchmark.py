@@ -222,7 +222,7 @@ class Benchmark(Callback):
             "model": {"class": record["model"]["class_path"], "arguments": record["model"]["init_args"]},
             "dataset": record.get("dataset"),
             "protocol": record.get("protocol"),
-            "batch_size": self._batch_size,
+            "batch_size": self._batch_size * trainer.world_size,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
             "network": _network_cost(pl_module, record),
@@ -230,8 +230,8 @@ class Benchmark(Callback):
             "memory": memory,
             "metrics": {"final": final, "best": self.best},
             "epochs": [cost.record() for _, cost in sorted(self.epochs.items())],
-            "hardware": _hardware(device),
-            "versions": _versions(),
+            "hardware": hardware(device),
+            "versions": versions(),
         }
 
 
@@ -294,7 +294,8 @@ def _network_cost(pl_module: ImageClassifier, record: dict[str, Any]) -> dict[st
     }
 
 
-def _hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine that a measurement was made on, in plain types."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_name(),
@@ -330,14 +331,15 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _versions() -> dict[str, str | None]:
-    versions = {"python": platform.python_version(), "hps_lightning": __version__, "torch": str(torch.__version__)}
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages that decide how fast a training is."""
+    found = {"python": platform.python_version(), "hps_lightning": __version__, "torch": str(torch.__version__)}
     for package in ("torchvision", "lightning"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

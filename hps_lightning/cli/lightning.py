@@ -303,6 +303,8 @@ def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] 
     before: list[tuple[str, str | None]] = []
     if command == "fit" and run is not None and (run.directory / "config.yaml").is_file():
         before.append(("--config", str(run.directory / "config.yaml")))
+        # A training that began from given weights has left them behind.
+        before.append(("--init_weights", "null"))
     before += [("--config", json.dumps({"data": data}))]
     mine = [(option, str(path) if option == "--ckpt_path" else value) for option, value in pairs]
     clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
@@ -323,8 +325,8 @@ def _network_arguments(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record["model"]["init_args"].items() if key not in linked}
 
 
-def _quieten() -> None:
-    # What these say does not hold here, or the summary says it better.
+def quieten() -> None:
+    """Switches off what Lightning and torch say that does not hold here, or that the summary says better."""
     for message in (
         ".*does not have many workers.*",  # batches come from memory
         ".*The number of training batches .* is smaller than the logging interval.*",
@@ -343,7 +345,7 @@ def run_lightning(command: str, argv: list[str]) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    _quieten()
+    quieten()
     tokens, record, run = restore(command, expand(argv))
     try:
         HPSCLI([command, *tokens], record, run)

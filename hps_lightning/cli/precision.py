@@ -15,7 +15,8 @@ def fast_precision(accelerator: str = "auto") -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         # Without emulation: older GPUs imitate bfloat16, slower than float32.
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if accelerator in ("auto", "cpu"):
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
+    if on_cpu:
         return "bf16-mixed" if _cpu_multiplies_bfloat16() else "32-true"
     return "32-true"
 

@@ -1,5 +1,6 @@
 """The LightningModule that all families share: how a network is trained and judged."""
 
+import os
 from typing import Any
 
 import torch
@@ -66,6 +67,17 @@ class ImageClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x ``num_classes``, of images, N x 3 x H x W."""
         return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Lets seed and step alone decide what dropout drops, so that a resumed training goes on exactly.
+
+        Where nothing was seeded (``seed_everything``), nothing is decided.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            # Large odd factors keep neighbouring seeds, steps and processes apart.
+            steps = (int(seed) * 1_000_003 + self.global_step) * 7_919
+            torch.manual_seed((steps + self.global_rank) % 2**63)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing."""

@@ -90,7 +90,8 @@ def state(path):
 
 @pytest.mark.parametrize("schedule", ["multi_step", "cosine", "reduce_on_plateau", None])
 def test_continued_training_equals_an_uninterrupted_one(hps, tmp_path, monkeypatch, schedule):
-    arguments = ["--trainer.precision=32-true", *([f"--lr_scheduler={schedule}"] if schedule else [])]
+    arguments = ["--model.dropout=0.3", *([f"--lr_scheduler={schedule}"] if schedule else [])]
+    arguments.append("--trainer.precision=" + ("bf16-mixed" if schedule == "cosine" else "32-true"))
     if schedule == "multi_step":
         arguments.append("--lr_scheduler.milestones=[1,2,3]")
     if schedule == "reduce_on_plateau":
@@ -140,6 +141,8 @@ def test_warm_start_takes_the_weights_that_fit(hps, tmp_path):
     given = state(source)["state_dict"]["network.stage1.0.squeeze1.conv.weight"]
     newest = max(tmp_path.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     assert torch.allclose(state(newest)["state_dict"]["network.stage1.0.squeeze1.conv.weight"], given, atol=1e-8)
+    status, _, err = hps("fit", "--ckpt_path=last")
+    assert status == 0, err
 
 
 def test_network_cannot_be_changed_beside_a_checkpoint(hps):

@@ -1,0 +1,1 @@
+"""The published networks, installed inside the package for ``hps_lightning.load``."""
