@@ -31,6 +31,7 @@ def commands():
 def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "blue").save("photo.png")
+    shutil.copytree(ROOT / "checkpoints", "checkpoints")
     ran = commands()
     assert {"fit", "test", "validate", "predict"} <= {command[1] for command in ran}
     for _, *argv in ran:
