@@ -5,6 +5,7 @@ is. These say the same things in epochs, are plain data until the training start
 make torch's scheduler with the lengths and the stepping interval that it needs.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ class TrainingLength:
         return self.epochs * self.steps_per_epoch
 
 
-class LRSchedule:
+class LRSchedule(ABC):
     """A schedule that ``--lr_scheduler NAME`` chooses; every length is in epochs."""
 
     @property
@@ -41,13 +42,13 @@ class LRSchedule:
         """Whether it is laid out over the whole training, so that the length must not change."""
         return False
 
+    @abstractmethod
     def build(self, optimizer: Optimizer, length: TrainingLength) -> dict[str, Any]:
         """Lightning's ``lr_scheduler_config`` for ``optimizer``: the scheduler and when it steps.
 
         Raises:
             UserError: the schedule's arguments do not fit the optimizer or the training.
         """
-        raise NotImplementedError  # A schedule that Lightning offers always overrides this.
 
 
 def _per_epoch(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
