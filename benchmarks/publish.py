@@ -1,9 +1,11 @@
 """Publishes a finished training: its last weights, what was measured, and the table of all.
 
     python benchmarks/publish.py runs/hps_06_05x-cifar10/version_0 --command "hps fit ..."
+    python benchmarks/publish.py RUN_OF_SEED_0 RUN_OF_SEED_1 RUN_OF_SEED_2 --command "hps fit ..."
     python benchmarks/publish.py --table
 
-The last epoch counts, under the protocol "full": nothing was chosen by an accuracy on the test
+Of several runs, which may differ in their seed alone, the first is published, and the accuracy
+of all is told. The last epoch counts, under the protocol "full": nothing was chosen by an accuracy on the test
 images, which are looked at here for the first time.
 """
 
@@ -12,6 +14,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -44,8 +47,8 @@ def right_answers(checkpoint: Path) -> torch.Tensor:
     return torch.cat(predicted) == test.labels
 
 
-def publish(run: Path, command: str) -> str:
-    """Writes ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` into ``checkpoints/``; returns the name.
+def _finished(run: Path) -> Path:
+    """The last checkpoint of a run that may be published.
 
     Raises:
         UserError: the training is not finished, or not of the protocol "full".
@@ -56,32 +59,65 @@ def publish(run: Path, command: str) -> str:
         raise UserError(f"{source} was trained under the protocol {record['protocol']!r}; publish 'full' alone.")
     if record["epoch"] + 1 != record["max_epochs"]:
         raise UserError(f"{source} is at epoch {record['epoch'] + 1} of {record['max_epochs']}.")
-    name = run_of(source).name
+    return source
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    # Where the images lay, and where the run was kept, is of no use to anybody else.
+    config["data"]["root"] = config["trainer"]["default_root_dir"] = None
+    config["trainer"]["logger"] = None
+    config["ckpt_path"] = None
+    return config
+
+
+def publish(runs: list[Path], command: str) -> str:
+    """Writes ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` into ``checkpoints/``; returns the name.
+
+    Raises:
+        UserError: a training is not finished, not of the protocol "full", or differs from the
+            first in more than its seed.
+    """
+    sources = [_finished(run) for run in runs]
+    configs = [_config(run) for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if {**config, "seed_everything": None} != {**configs[0], "seed_everything": None}:
+            raise UserError(f"{run} differs from {runs[0]} in more than its seed; publish it by itself.")
+    name = run_of(sources[0]).name
     target = FOLDER / f"{name}.ckpt"
-    save_weights(source, target)
-    right = right_answers(target)
-    facts = json.loads((run / "benchmark.json").read_text(encoding="utf-8"))
+    save_weights(sources[0], target)
+    facts = json.loads((runs[0] / "benchmark.json").read_text(encoding="utf-8"))
     # The single epochs stay with the run.
     del facts["epochs"]
     facts["command"] = command
+    right = right_answers(target)
     facts["test"] = {
         "correct": int(right.sum()),
         "images": len(right),
         "accuracy": float(right.float().mean()),
         "correct_of_first_1000": int(right[:FIXED].sum()),
     }
+    facts["seeds"] = [
+        {"seed": config["seed_everything"], "correct": int((right_answers(source) if i else right).sum())}
+        for i, (source, config) in enumerate(zip(sources, configs, strict=True))
+    ]
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config["data"]["root"] = None
-    target.with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    target.with_suffix(".yaml").write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
     return name
+
+
+def _of_seeds(facts: dict[str, Any]) -> str:
+    accuracies = [100 * seed["correct"] / facts["test"]["images"] for seed in facts["seeds"]]
+    if len(accuracies) == 1:
+        return "one seed"
+    return f"{mean(accuracies):.2f} % ({min(accuracies):.2f} to {max(accuracies):.2f}, {len(accuracies)} seeds)"
 
 
 def table() -> str:
     """The Markdown table of all published networks."""
     lines = [
-        "| network | data set | test accuracy | paper | parameters | state dict | epochs | training |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | data set | test accuracy | mean of seeds | paper | parameters | state dict | epochs | training |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     commands = []
     for path in sorted(FOLDER.glob("*.json")):
@@ -91,12 +127,15 @@ def table() -> str:
         test = facts["test"]
         lines.append(
             f"| `{name}` | {dataset} | {100 * test['accuracy']:.2f} % ({test['correct']:,} of {test['images']:,}) "
-            f"| {f'{paper.accuracy:.2f} %' if paper else '-'} | {facts['network']['parameters']:,} "
+            f"| {_of_seeds(facts)} | {f'{paper.accuracy:.2f} %' if paper else '-'} "
+            f"| {facts['network']['parameters']:,} "
             f"| {facts['network']['state_dict_bytes'] / 1e3:.1f} kB | {facts['time']['epochs']} "
             f"| {facts['time']['total_seconds'] / 60:.0f} min |"
         )
         commands.append(f"- `{name}`, {dataset}: `{facts['command']}`")
-    return "\n".join([*lines, "", "One seed each. To reproduce:", "", *commands])
+    return "\n".join(
+        [*lines, "", "Of several seeds the first is here, whatever its accuracy. To reproduce:", "", *commands]
+    )
 
 
 def write_table() -> None:
@@ -112,15 +151,15 @@ def write_table() -> None:
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished training, runs/NAME/version_N")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished trainings, runs/NAME/version_N")
     parser.add_argument("--command", help="the command that made it")
     parser.add_argument("--table", action="store_true", help="only make the table anew")
     arguments = parser.parse_args()
-    if not arguments.table and not (arguments.run and arguments.command):
+    if not arguments.table and not (arguments.runs and arguments.command):
         parser.error("give a run and its --command, or --table")
     try:
         if not arguments.table:
-            print(f"published {publish(arguments.run, arguments.command)}")
+            print(f"published {publish(arguments.runs, arguments.command)}")
         write_table()
     except UserError as error:
         print(f"publish: error: {error}", file=sys.stderr)

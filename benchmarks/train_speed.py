@@ -173,6 +173,30 @@ def reference(pipe: Any, variant: zoo.Variant, dataset: str, threads: int, worke
     pipe.send(peak_resident_bytes())
 
 
+def _start(side: Any, *arguments: Any) -> tuple[Any, Any]:
+    """A process that trains segment by segment, and our end of its pipe."""
+    # Fork would copy the parent's thread pools in an unusable state.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=side, args=(there, *arguments), name=side.__name__)
+    process.start()
+    return process, here
+
+
+def reference_rates(model: str, segments: int = 3, steps: int = 60) -> list[float]:
+    """Images a second of the reference alone on CIFAR-10, one figure a segment, after one that warms up."""
+    process, pipe = _start(reference, zoo.find_variant(model), "cifar10", torch.get_num_threads(), 2)
+    rates = []
+    for _ in range(segments + 1):
+        pipe.send(steps)
+        images, seconds = pipe.recv()
+        rates.append(images / sum(seconds.values()))
+    pipe.send(None)
+    pipe.recv()
+    process.join()
+    return rates[1:]
+
+
 def measure(model: str, dataset: str, segments: int, steps: int, threads: int, workers: int) -> dict[str, Any]:
     """Lets both train in turn.
 
@@ -182,14 +206,10 @@ def measure(model: str, dataset: str, segments: int, steps: int, threads: int, w
         ``process_peak_bytes`` (without the reference's workers); and ``ratio``, pair by pair.
     """
     variant = zoo.find_variant(model)
-    # Fork would copy the parent's thread pools in an unusable state.
-    context = multiprocessing.get_context("spawn")
-    sides: dict[str, Any] = {}
-    for name, target, extra in (("engine", engine, ()), ("reference", reference, (workers,))):
-        here, there = context.Pipe()
-        process = context.Process(target=target, args=(there, variant, dataset, threads, *extra), name=name)
-        process.start()
-        sides[name] = (process, here)
+    sides = {
+        "engine": _start(engine, variant, dataset, threads),
+        "reference": _start(reference, variant, dataset, threads, workers),
+    }
     results: dict[str, list[tuple[int, dict[str, float]]]] = {name: [] for name in sides}
     for segment in range(segments + 1):
         for name, (_, pipe) in sides.items():

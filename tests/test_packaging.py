@@ -35,7 +35,7 @@ def test_every_data_file_is_installed(setup):
         ("checkpoints", "hps_lightning.published"),
     ):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".yaml", ".csv", ".ckpt", ".json"):
+            if path.suffix in (".yaml", ".csv", ".ckpt", ".json", ".cpp"):
                 package = ".".join([name, *path.parent.relative_to(ROOT / folder).parts])
                 assert any(path.match(pattern) for pattern in patterns[package]), path
 

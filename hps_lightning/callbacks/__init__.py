@@ -7,6 +7,7 @@ from .export import Export
 from .predictions import Predictions
 from .progress import EpochLines
 from .report import Report
+from .resolution import ProgressiveResolution
 from .summary import Summary
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Export",
     "LastCheckpoint",
     "Predictions",
+    "ProgressiveResolution",
     "Report",
     "Summary",
     "WeightsCheckpoint",

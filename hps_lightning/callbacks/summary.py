@@ -99,7 +99,7 @@ class Summary(Callback):
             "sizes": _sizes(pl_module.network),
             "data": _data(trainer),
             "training": _training(trainer, pl_module),
-            "device": _device(trainer),
+            "device": _device(trainer, pl_module),
         }
         for name, value in lines.items():
             console.print(Text.assemble("  ", (f"{name:8}", "bold"), "  ", value), soft_wrap=True)
@@ -123,7 +123,7 @@ def _sizes(network: nn.Module) -> str:
 
 
 def _name(pl_module: LightningModule) -> str:
-    training = ("optimizer", "lr_scheduler", "label_smoothing")
+    training = ("optimizer", "lr_scheduler", "label_smoothing", "decay_norm_and_bias")
     return _call(type(pl_module).__name__, {k: v for k, v in pl_module.hparams.items() if k not in training})
 
 
@@ -159,8 +159,8 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     )
 
 
-def _device(trainer: Trainer) -> str:
+def _device(trainer: Trainer, pl_module: LightningModule) -> str:
     device = trainer.strategy.root_device
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"{count}{name}, precision {trainer.precision}"
+    return f"{count}{name}, precision {trainer.precision}, kernels {pl_module.kernels}"

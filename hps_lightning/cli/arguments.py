@@ -28,6 +28,7 @@ OPTIMIZER_CONFIGS: dict[str, str] = {
     "Rprop": "rprop",
     "RMSprop": "rmsprop",
     "AdaBound": "adabound",
+    "MuonWithAuxAdam": "muon",
 }
 """The file in ``configs/optimizers`` that each class name stands for."""
 

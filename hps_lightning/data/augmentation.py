@@ -1,8 +1,8 @@
 """What is done to a batch of training images before the network sees it.
 
 Crop, flip and Cutout act on whole batches as tensors; the other operations are torchvision's.
-All randomness comes from one seed a batch, so that the same epoch and step give the same
-images whatever the number of workers.
+All randomness comes from one seed a batch and is drawn on the CPU, so that the same epoch and
+step give the same images whatever the number of workers, and wherever the images lie.
 """
 
 from dataclasses import dataclass
@@ -28,18 +28,15 @@ _POLICIES = {
 def random_crop(images: Tensor, padding: int) -> Tensor:
     """Pads with black on each side and cuts out the original size anywhere, N x C x H x W."""
     count, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    # The batch of windows is one gather: rows and columns of each image, by broadcasting.
-    top, left = torch.randint(0, 2 * padding + 1, (2, count), device=images.device)
-    rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
-    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
-    index = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+    # All windows of an image are a view of it, so that the cut is one gather.
+    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device)
+    return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 def random_flip(images: Tensor) -> Tensor:
     """Mirrors each image left to right with probability one half, N x C x H x W."""
-    flipped = torch.rand(len(images), device=images.device) < 0.5
+    flipped = (torch.rand(len(images)) < 0.5).to(images.device)
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
@@ -49,8 +46,8 @@ def cutout(images: Tensor, size: int) -> Tensor:
     N x C x H x W; where the centre lies near an edge, a part of the square falls outside.
     """
     count, _, height, width = images.shape
-    centre_y = torch.randint(0, height, (count, 1), device=images.device)
-    centre_x = torch.randint(0, width, (count, 1), device=images.device)
+    centre_y = torch.randint(0, height, (count, 1)).to(images.device)
+    centre_x = torch.randint(0, width, (count, 1)).to(images.device)
     first_y, first_x = centre_y - size // 2, centre_x - size // 2
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows = (y >= first_y) & (y < first_y + size)

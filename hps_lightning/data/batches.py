@@ -81,8 +81,8 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
     """Images in memory, fetched a whole batch at a time.
 
     Args:
-        images: uint8, N x 3 x H x W.
-        labels: int64, N.
+        images: uint8, N x 3 x H x W, on the device that is to augment them.
+        labels: int64, N, on the same device.
         num_classes: number of classes.
         mean: of each channel, 0 to 1.
         std: standard deviation of each channel, 0 to 1.
@@ -109,7 +109,8 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         """A batch: normalised float32 images, N x 3 x H x W, and labels (see :class:`Augmentation`)."""
-        images, labels = self.images[key.indices], self.labels[key.indices]
+        indices = key.indices.to(self.images.device)
+        images, labels = self.images[indices], self.labels[indices]
         if self.augmentation is not None:
             images, labels = self.augmentation(images, labels, self.num_classes, key.seed)
         return normalise(images, self.mean, self.std), labels
@@ -117,7 +118,7 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Brings uint8 images, N x 3 x H x W, to mean 0 and deviation 1, as float32 in channels-last layout."""
-    scale = 1 / (255 * torch.tensor(std))
-    shift = -torch.tensor(mean) / torch.tensor(std)
+    mean_, std_ = torch.tensor(mean, device=images.device), torch.tensor(std, device=images.device)
+    scale, shift = 1 / (255 * std_), -mean_ / std_
     images = images.to(torch.float32, memory_format=torch.channels_last)
     return torch.addcmul(shift[:, None, None], images, scale[:, None, None])

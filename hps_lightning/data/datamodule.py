@@ -20,7 +20,7 @@ from hps_lightning.errors import UserError
 
 
 class ImageDataModule(LightningDataModule):
-    """Images of 3 x 32 x 32, held in memory and augmented a batch at a time.
+    """Images of 3 x 32 x 32, held in memory (of the GPU, where one trains) and augmented a batch at a time.
 
     Batches are normalised float32 images, N x 3 x 32 x 32, with labels (int64, N; or, after
     mixup or CutMix, float32, N x classes).
@@ -151,7 +151,14 @@ class ImageDataModule(LightningDataModule):
         return loaded.images, loaded.labels
 
     def _batches(self, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None) -> ImageBatches:
+        device = self._device()
+        images, labels = images.to(device), labels.to(device)
         return ImageBatches(images, labels, self.num_classes, self.info.mean, self.info.std, augmentation)
+
+    def _device(self) -> torch.device:
+        """Where the images live: on the GPU that trains, unless workers prepare their batches."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return device if device.type == "cuda" and not self.num_workers else torch.device("cpu")
 
     def _loader(self, batches: ImageBatches, batch_size: int, shuffle: bool, **options: Any) -> DataLoader:
         trainer = self.trainer
@@ -170,7 +177,8 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            # What lies on the GPU already cannot be pinned.
+            pin_memory=torch.cuda.is_available() and batches.images.device.type == "cpu",
         )
 
     def train_dataloader(self) -> DataLoader:

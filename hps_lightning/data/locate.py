@@ -5,33 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hps_lightning.cache import cache_dir
 from hps_lightning.data.catalog import DatasetInfo, Location, dataset_info
 from hps_lightning.data.download import DownloadError, download_dataset
 from hps_lightning.errors import UserError
 
-__all__ = ["Location", "cache_dir", "find_dataset"]
+__all__ = ["Location", "find_dataset"]
 
 ROOT_OPTION = "--data.root"
 DATA_DIR_VARIABLE = "HPS_DATA_DIR"
-CACHE_DIR_VARIABLE = "HPS_CACHE_DIR"
 _CACHE = f"the cache; neither {ROOT_OPTION} nor {DATA_DIR_VARIABLE} is set"
-
-
-def cache_dir() -> Path:
-    """The folder for downloads and decoded copies; it need not exist.
-
-    It is ``$HPS_CACHE_DIR``, else ``$XDG_CACHE_HOME/hps_lightning``, else ``~/.cache/hps_lightning``.
-
-    Raises:
-        UserError: There is no home directory to put it in.
-    """
-    explicit = os.environ.get(CACHE_DIR_VARIABLE)
-    try:
-        if explicit:
-            return Path(explicit).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hps_lightning"
-    except RuntimeError:
-        raise UserError(f"there is no home directory for the cache; set {CACHE_DIR_VARIABLE} to a folder") from None
 
 
 def find_dataset(

@@ -16,8 +16,9 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
+from hps_lightning.cache import cache_dir
 from hps_lightning.data.catalog import IMAGE_SIZE, SPLITS, DatasetInfo, dataset_info
-from hps_lightning.data.locate import cache_dir, find_dataset
+from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
 

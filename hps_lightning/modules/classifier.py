@@ -1,6 +1,7 @@
 """The LightningModule that all families share: how a network is trained and judged."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from hps_lightning import __version__
+from hps_lightning.engine import FusedTraining, NativeUnavailableError, keep_freed_memory
 from hps_lightning.errors import UserError
 from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
 
@@ -19,6 +21,9 @@ RECORD_KEY = "hps_lightning"
 """Where a checkpoint keeps what is needed to rebuild its network and its data."""
 
 RECORD_FORMAT = 1
+
+EAGER_VARIABLE = "HPS_EAGER"
+"""Set to anything, this environment variable trains without kernels of our own, for comparison."""
 
 
 class ImageClassifier(LightningModule):
@@ -36,6 +41,7 @@ class ImageClassifier(LightningModule):
         lr_scheduler: likewise, one of ``hps_lightning.optim.SCHEDULES``; a constant rate if
             not given.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
+        decay_norm_and_bias: whether the optimizer's weight decay acts on batch norms and biases too.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class ImageClassifier(LightningModule):
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -55,11 +62,16 @@ class ImageClassifier(LightningModule):
         self.optimizer_spec = optimizer
         self.lr_scheduler_spec = lr_scheduler
         self.label_smoothing = label_smoothing
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.fused: FusedTraining | None = None
+        self.kernels = "PyTorch's"
 
         def accuracy(top_k: int = 1) -> MulticlassAccuracy:
             return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
 
-        self.train_accuracy = accuracy()
+        # Averages over the epoch, added to in each step and logged once: Lightning's own take a tenth of a step.
+        self.train_metrics = nn.ModuleDict({"accuracy": accuracy(), "loss": MeanMetric(nan_strategy="disable")})
+        self._logged_training = False
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -67,6 +79,30 @@ class ImageClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x ``num_classes``, of images, N x 3 x H x W."""
         return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def setup(self, stage: str) -> None:
+        """Prepares the fast way of training for a CPU; ``kernels`` says which one was found."""
+        self.fused, self.kernels = None, "PyTorch's"
+        if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
+            return
+        keep_freed_memory()
+        if os.environ.get(EAGER_VARIABLE):
+            self.kernels = f"PyTorch's ({EAGER_VARIABLE} is set)"
+            return
+        try:
+            self.fused = FusedTraining(self.network)
+            self.kernels = "fused" if self.fused.units else "PyTorch's"
+        except NativeUnavailableError as error:
+            self.kernels = f"PyTorch's, which are slower ({error})"
+
+    def _training_logits(self, images: Tensor) -> Tensor:
+        fast: AbstractContextManager[None] = self.fused.applied() if self.fused else nullcontext()
+        with fast:
+            return self(images)
+
+    def on_train_epoch_start(self) -> None:
+        """Lets the first step of the epoch log what all of them add to."""
+        self._logged_training = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Lets seed and step alone decide what dropout drops, so that a resumed training goes on exactly.
@@ -77,19 +113,23 @@ class ImageClassifier(LightningModule):
         if seed is not None:
             # Large odd factors keep neighbouring seeds, steps and processes apart.
             steps = (int(seed) * 1_000_003 + self.global_step) * 7_919
-            torch.manual_seed((steps + self.global_rank) % 2**63)
+            steps = (steps + self.global_rank) % 2**63
+            # torch.manual_seed would note a stack trace for each GPU that is never used.
+            torch.default_generator.manual_seed(steps)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(steps)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing."""
         images, labels = batch
-        logits = self(images)
+        logits = self._training_logits(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        self.train_accuracy(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
-        batch_size = len(images)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch_size)
-        self.log(
-            "train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch_size
-        )
+        self.train_metrics["accuracy"].update(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
+        self.train_metrics["loss"].update(loss.detach(), weight=len(images))
+        if not self._logged_training:
+            for name, metric in self.train_metrics.items():
+                self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
+            self._logged_training = True
         return loss
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
@@ -120,8 +160,14 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer and the schedule that the specifications name."""
-        optimizer = build_optimizer(self.network, self.optimizer_spec)
         trainer = self.trainer
+        # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may.
+        optimizer = build_optimizer(
+            self.network,
+            self.optimizer_spec,
+            fused=not trainer.gradient_clip_val,
+            decay_norm_and_bias=self.decay_norm_and_bias,
+        )
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError(
                 f"A training needs a number of epochs, got --trainer.max_epochs {trainer.max_epochs}; "

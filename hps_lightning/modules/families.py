@@ -31,6 +31,7 @@ class SqueezeNetClassifier(ImageClassifier):
         optimizer: class_path and init_args of the optimizer; --optimizer sets it.
         lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
+        decay_norm_and_bias: whether the optimizer's weight decay acts on batch norms and biases too.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class SqueezeNetClassifier(ImageClassifier):
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
     ) -> None:
         network = _build(
             networks.SqueezeNet,
@@ -52,7 +54,7 @@ class SqueezeNetClassifier(ImageClassifier):
             dropout=dropout,
             inplace=inplace,
         )
-        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing)
+        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing, decay_norm_and_bias)
         self.save_hyperparameters()
 
 
@@ -67,6 +69,7 @@ class SqueezedCNNClassifier(ImageClassifier):
         optimizer: class_path and init_args of the optimizer; --optimizer sets it.
         lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
+        decay_norm_and_bias: whether the optimizer's weight decay acts on batch norms and biases too.
     """
 
     def __init__(
@@ -78,11 +81,12 @@ class SqueezedCNNClassifier(ImageClassifier):
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
     ) -> None:
         network = _build(
             networks.SqueezedCNN, num_classes=num_classes, activation=activation, dropout=dropout, inplace=inplace
         )
-        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing)
+        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing, decay_norm_and_bias)
         self.save_hyperparameters()
 
 
@@ -99,6 +103,7 @@ class MobileNetClassifier(ImageClassifier):
         optimizer: class_path and init_args of the optimizer; --optimizer sets it.
         lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
         label_smoothing: how much of the target is spread over all classes, 0 to 1.
+        decay_norm_and_bias: whether the optimizer's weight decay acts on batch norms and biases too.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class MobileNetClassifier(ImageClassifier):
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
     ) -> None:
         network = _build(
             networks.MobileNet,
@@ -122,7 +128,7 @@ class MobileNetClassifier(ImageClassifier):
             dropout=dropout,
             inplace=inplace,
         )
-        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing)
+        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing, decay_norm_and_bias)
         self.save_hyperparameters()
 
 
@@ -143,6 +149,7 @@ class SqueezeNextClassifier(ImageClassifier):
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
     ) -> None:
         """Builds the network and keeps the arguments.
 
@@ -159,6 +166,7 @@ class SqueezeNextClassifier(ImageClassifier):
             optimizer: class_path and init_args of the optimizer; --optimizer sets it.
             lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
             label_smoothing: how much of the target is spread over all classes, 0 to 1.
+            decay_norm_and_bias: whether the optimizer's weight decay acts on batch norms and biases too.
         """
         # The arguments are described here, where the families below inherit them.
         defaults = inspect.signature(self.network_class).parameters
@@ -178,7 +186,7 @@ class SqueezeNextClassifier(ImageClassifier):
             dropout=dropout,
             inplace=inplace,
         )
-        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing)
+        super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing, decay_norm_and_bias)
         self.save_hyperparameters(ignore=["defaults"])
 
 

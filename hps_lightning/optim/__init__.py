@@ -11,6 +11,7 @@ from .build import (
     schedule_class,
     spans_training,
 )
+from .muon import MuonWithAuxAdam
 from .schedules import LRSchedule, TrainingLength
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PAPER_OPTIMIZER",
     "SCHEDULES",
     "LRSchedule",
+    "MuonWithAuxAdam",
     "TrainingLength",
     "build_optimizer",
     "build_schedule",

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,6 +21,7 @@ OPTIMIZERS: dict[str, str] = {
     "Rprop": "torch.optim.Rprop",
     "RMSprop": "torch.optim.RMSprop",
     "AdaBound": "pytorch_optimizer.AdaBound",
+    "MuonWithAuxAdam": "hps_lightning.optim.MuonWithAuxAdam",
 }
 """Where each optimizer that goes by its bare name is defined."""
 
@@ -54,7 +56,7 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def optimizer_class(class_path: str) -> type[Optimizer]:
-    """The optimizer that a bare name or the path of a class in torch or pytorch_optimizer names.
+    """The optimizer that a bare name or a class's path in torch, pytorch_optimizer or this package names.
 
     Raises:
         UserError: there is no such optimizer.
@@ -64,7 +66,12 @@ def optimizer_class(class_path: str) -> type[Optimizer]:
     path = OPTIMIZERS.get(class_path, class_path)
     module, _, name = path.rpartition(".")
     # The name may come out of a stranger's checkpoint: nothing else is imported.
-    if module.split(".")[0] == "pytorch_optimizer" or module == "torch.optim" or module.startswith("torch.optim."):
+    if (
+        path in OPTIMIZERS.values()
+        or module.split(".")[0] == "pytorch_optimizer"
+        or module == "torch.optim"
+        or module.startswith("torch.optim.")
+    ):
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError:
@@ -94,18 +101,38 @@ def _call(factory: Any, *args: Any, spec: Mapping[str, Any]) -> Any:
         raise UserError(f"{factory.__name__} cannot be made with {init_args}: {error}") from error
 
 
-def build_optimizer(network: nn.Module, spec: Mapping[str, Any] | None) -> Optimizer:
+def build_optimizer(
+    network: nn.Module, spec: Mapping[str, Any] | None, fused: bool = False, decay_norm_and_bias: bool = True
+) -> Optimizer:
     """The optimizer of ``network``'s parameters.
 
     Args:
         network: whose parameters are optimized.
         spec: ``{"class_path": ..., "init_args": {...}}``; the paper's optimizer if None.
+        fused: whether all parameters are updated in one operation where the optimizer has one
+            and ``spec`` does not choose; it is faster, with the same result.
+        decay_norm_and_bias: whether the weight decay acts on all parameters; otherwise only on
+            those of two and more dimensions, which are the weights of convolutions and linear layers.
 
     Raises:
         UserError: the optimizer is unknown or does not take the arguments.
     """
     spec = spec or PAPER_OPTIMIZER
-    return _call(optimizer_class(spec.get("class_path")), network.parameters(), spec=spec)
+    found = optimizer_class(spec.get("class_path"))
+    init_args = dict(spec.get("init_args") or {})
+    if fused and init_args.get("fused") is None and not init_args.get("foreach") and _has_fused(found):
+        init_args["fused"] = True
+    parameters: list[Any] = list(network.parameters())
+    if not decay_norm_and_bias:
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        spared = [parameter for parameter in parameters if parameter.ndim <= 1]
+        parameters = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return _call(found, parameters, spec={"init_args": init_args})
+
+
+def _has_fused(optimizer: type[Optimizer]) -> bool:
+    # Named, since others take the argument and refuse it on a CPU.
+    return optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:

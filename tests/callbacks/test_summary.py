@@ -90,7 +90,15 @@ class TestPrinted:
         assert "HPSClassifier(num_classes=10, stages=[1, 1, 1, 1], width=0.1" in text
         assert "Tiny-10, 10 classes, protocol holdout, 16 training images, 12 validation images" in text
         assert "AdamW with rate 0.02, schedule StepLR(step_size=7), 1 epoch\n" in text
-        assert "cpu, precision 32-true" in text
+        assert "cpu, precision 32-true, kernels fused\n" in text
+
+    def test_says_which_kernels_train(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setenv("HPS_EAGER", "1")
+        text = printed(capsys, tmp_path, precision="bf16-mixed")
+        assert "cpu, precision bf16-mixed, kernels PyTorch's (HPS_EAGER is set)\n" in text
+
+    def test_weight_decay_is_part_of_the_training_not_of_the_name(self, capsys, tmp_path):
+        assert "decay" not in printed(capsys, tmp_path, tiny_classifier(decay_norm_and_bias=False))
 
     def test_names_the_constructor_s_rate_not_the_schedule_s(self, capsys, tmp_path):
         text = printed(capsys, tmp_path, tiny_classifier(lr_scheduler={"class_path": "OneCycleLR"}))

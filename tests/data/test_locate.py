@@ -5,7 +5,7 @@ import pytest
 
 from hps_lightning.data.catalog import dataset_info
 from hps_lightning.data.download import DownloadError
-from hps_lightning.data.locate import Location, cache_dir, find_dataset
+from hps_lightning.data.locate import Location, find_dataset
 from hps_lightning.errors import UserError
 
 
@@ -184,24 +184,3 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 def test_unknown_name():
     with pytest.raises(UserError, match="'cifar11'"):
         find_dataset("cifar11")
-
-
-def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
-    assert cache_dir() == tmp_path / "cache"
-    monkeypatch.delenv("HPS_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg" / "hps_lightning"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_dir() == tmp_path / "home" / ".cache" / "hps_lightning"
-
-
-def test_without_a_home_the_variable_is_named(monkeypatch):
-    def no_home(path):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("HPS_CACHE_DIR")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "expanduser", no_home)
-    with pytest.raises(UserError, match="HPS_CACHE_DIR"):
-        cache_dir()

@@ -8,8 +8,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hps_lightning import __version__
+from hps_lightning.engine import NativeUnavailableError
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_FORMAT, RECORD_KEY, HPSClassifier, ImageClassifier
+from hps_lightning.networks.squeezenext import ConvUnit
+from tests.engine.test_fused import needs_compiler
 from tests.modules import LIGHTNING_WARNINGS
 from tests.optim.test_schedules import CASES, IDS
 
@@ -295,6 +298,7 @@ def test_a_record_without_a_trainer_says_which_model_it_is():
                 "optimizer": _sgd(),
                 "lr_scheduler": None,
                 "label_smoothing": 0.1,
+                "decay_norm_and_bias": True,
             },
         },
     }
@@ -322,3 +326,142 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
     loaded = HPSClassifier.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True).eval()
     images, _ = _data()
     assert torch.equal(loaded(images), module.eval()(images))
+
+
+def _two_units(**arguments):
+    """Shallow: a deep network with batches as small as these makes another training out of any rounding."""
+    torch.manual_seed(0)
+    units = [nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)) for channels in (3, 8)]
+    network = nn.Sequential(*units, nn.Flatten(), nn.Linear(8 * 4 * 4, CLASSES))
+    return ImageClassifier(network, CLASSES, **arguments)
+
+
+def _losses(module, **arguments):
+    """The training's loss of each epoch."""
+
+    class Note(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            losses.append(trainer.callback_metrics["train/loss"].item())
+
+    losses = []
+    arguments = {"max_epochs": 3, **arguments}
+    _trainer(callbacks=[Note()], **arguments).fit(module, _loader())
+    return losses
+
+
+@needs_compiler
+def test_a_training_on_a_cpu_goes_through_the_kernels():
+    module, kinds = _conv(), {}
+    assert (module.fused, module.kernels) == (None, "PyTorch's")
+    module.network.stem.register_forward_hook(
+        lambda stem, images, output: kinds.setdefault(module.training, set()).add(type(stem))
+    )
+    _trainer(max_epochs=2).fit(module, _loader(), _loader())
+    assert module.kernels == "fused"
+    assert module.fused.units == sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+    assert kinds[False] == {ConvUnit}
+    assert ConvUnit not in kinds[True]
+    assert type(module.network.stem) is ConvUnit
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_kernels_train_as_pytorch_s_own(monkeypatch, precision):
+    module = _two_units(optimizer=_sgd(0.05))
+    fused = _losses(module, precision=precision)
+    assert module.fused.units == 2
+    monkeypatch.setenv("HPS_EAGER", "1")
+    module = _two_units(optimizer=_sgd(0.05))
+    eager = _losses(module, precision=precision)
+    assert (module.fused, module.kernels) == (None, "PyTorch's (HPS_EAGER is set)")
+    assert fused == pytest.approx(eager, rel=1e-3 if precision == "32-true" else 2e-2)
+    # It does learn.
+    assert fused[-1] < 0.8 * fused[0]
+
+
+@needs_compiler
+def test_the_variable_holds_for_each_training(monkeypatch):
+    module = _conv()
+    _trainer(max_epochs=1).fit(module, _loader())
+    assert module.fused is not None
+    monkeypatch.setenv("HPS_EAGER", "1")
+    _trainer(max_epochs=1).fit(module, _loader())
+    assert (module.fused, module.kernels) == (None, "PyTorch's (HPS_EAGER is set)")
+
+
+def test_without_a_compiler_it_trains_and_says_why(monkeypatch):
+    def refuse(network):
+        raise NativeUnavailableError("no C++ compiler was found")
+
+    monkeypatch.setattr("hps_lightning.modules.classifier.FusedTraining", refuse)
+    module = _conv()
+    assert all(math.isfinite(loss) for loss in _losses(module))
+    assert module.fused is None
+    assert module.kernels == "PyTorch's, which are slower (no C++ compiler was found)"
+
+
+def test_a_network_without_units_for_the_kernels_says_so(monkeypatch):
+    # Nor does it need a compiler.
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    module = _linear(optimizer=_sgd())
+    _losses(module)
+    assert module.kernels == "PyTorch's"
+
+
+@pytest.mark.parametrize("method", ["validate", "test"])
+def test_evaluation_alone_needs_no_kernels(monkeypatch, method):
+    def refuse(network):
+        raise AssertionError("nothing is trained here")
+
+    monkeypatch.setattr("hps_lightning.modules.classifier.FusedTraining", refuse)
+    module = _conv()
+    getattr(_trainer(), method)(module, _loader(), verbose=False)
+    assert module.kernels == "PyTorch's"
+
+
+def test_the_optimizer_updates_all_parameters_at_once():
+    trainer = _trainer(max_epochs=1)
+    trainer.fit(_linear(), _loader())
+    assert trainer.optimizers[0].defaults["fused"] is True
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped(precision, algorithm):
+    module = _linear(optimizer=_sgd(lr=1.0))
+    before = [parameter.detach().clone() for parameter in module.network.parameters()]
+    clipped = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
+    trainer = _trainer(max_epochs=1, max_steps=1, precision=precision, **clipped)
+    trainer.fit(module, _loader())
+    assert not trainer.optimizers[0].defaults["fused"]
+    change = torch.cat([(now - then).flatten() for now, then in zip(module.network.parameters(), before, strict=True)])
+    size = change.norm() if algorithm == "norm" else change.abs().max()
+    assert size.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_norms_and_biases_may_go_without_weight_decay(decay):
+    module = _conv(decay_norm_and_bias=decay)
+    trainer = _trainer(max_epochs=1)
+    trainer.fit(module, _loader())
+    assert module.hparams["decay_norm_and_bias"] is decay
+    groups = trainer.optimizers[0].param_groups
+    assert len(groups) == (1 if decay else 2)
+    if not decay:
+        assert {parameter.ndim for parameter in groups[0]["params"]} == {2, 4}
+        assert {parameter.ndim for parameter in groups[1]["params"]} == {1}
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_loss_that_is_no_number_is_logged_as_such(epoch):
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            # One step of several: the average of the others would hide it.
+            if trainer.current_epoch == epoch and batch_idx == 2:
+                batch[0].fill_(math.nan)
+
+    images, labels = _data()
+    module = _linear(optimizer=_sgd(lr=0.0))
+    trainer = _trainer(max_epochs=epoch + 1, callbacks=[Spoil()])
+    trainer.fit(module, DataLoader(TensorDataset(images, labels), 4))
+    assert math.isnan(trainer.callback_metrics["train/loss"])

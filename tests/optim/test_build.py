@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hps_lightning.errors import UserError
-from hps_lightning.optim import OPTIMIZERS, build_optimizer, build_schedule, optimizer_class
+from hps_lightning.optim import OPTIMIZERS, MuonWithAuxAdam, build_optimizer, build_schedule, optimizer_class
 from tests.optim.test_schedules import CASES, IDS, LENGTH, walk
 
-# Name, arguments, and the class that torch or pytorch_optimizer has for it.
+# Name, arguments, and the class that goes by it.
 CHOICES = {
     "SGD": ("SGD", {"lr": 0.1}, torch.optim.SGD),
     "Nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
@@ -21,7 +21,9 @@ CHOICES = {
     "Rprop": ("Rprop", {"lr": 0.01}, torch.optim.Rprop),
     "RMSprop": ("RMSprop", {"lr": 0.02}, torch.optim.RMSprop),
     "AdaBound": ("AdaBound", {"lr": 0.05}, pytorch_optimizer.AdaBound),
+    "MuonWithAuxAdam": ("MuonWithAuxAdam", {"lr": 0.5}, MuonWithAuxAdam),
 }
+HAVE_FUSED = ("SGD", "Nesterov", "Adam", "AdamW", "Adagrad")
 
 
 def _spec(name, **arguments):
@@ -170,3 +172,116 @@ def test_every_optimizer_learns_under_every_schedule(name, arguments, expected, 
     rates = walk(optimizer, build_schedule(optimizer, _spec(schedule, **options), LENGTH), LENGTH, work)
     assert rates == pytest.approx([arguments["lr"] * part(step) for step in range(30)], rel=1e-6, abs=1e-12)
     assert losses[-1] < 0.97 * losses[0]
+
+
+def _learn(network, optimizer, steps=5):
+    images = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), images[:, :3].argmax(1)).backward()
+        optimizer.step()
+    return network.state_dict()
+
+
+def _normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3), nn.PReLU())
+
+
+@pytest.mark.parametrize(("name", "arguments", "expected"), CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_one_operation_updates_all_parameters_with_the_same_result(name, arguments, expected, decay_norm_and_bias):
+    results, kinds = [], []
+    for fused in (False, True):
+        network = _network()
+        optimizer = build_optimizer(network, _spec(name, **arguments), fused, decay_norm_and_bias)
+        assert type(optimizer) is expected
+        kinds.append(bool(optimizer.defaults.get("fused")))
+        results.append(_learn(network, optimizer))
+    assert kinds == [False, name in HAVE_FUSED]
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value)
+
+
+def test_the_paper_s_optimizer_has_it_too():
+    assert build_optimizer(_network(), None, fused=True).defaults["fused"] is True
+
+
+@pytest.mark.parametrize("name", HAVE_FUSED)
+@pytest.mark.parametrize(
+    ("choice", "fused", "expected"),
+    [
+        ({"fused": False}, True, False),
+        ({"foreach": True}, True, None),
+        ({"foreach": True, "fused": None}, True, None),
+        ({"foreach": False}, True, True),
+        ({"fused": None}, True, True),
+        ({"fused": True}, True, True),
+        ({"fused": True}, False, True),
+        ({}, False, None),
+    ],
+)
+def test_who_specifies_it_chooses(name, choice, fused, expected):
+    name, arguments, _ = CHOICES[name]
+    optimizer = build_optimizer(_network(), _spec(name, **arguments, **choice), fused=fused)
+    assert optimizer.defaults["fused"] is expected
+    assert {key: optimizer.defaults[key] for key in choice if key != "fused"} == {
+        key: value for key, value in choice.items() if key != "fused"
+    }
+
+
+def test_a_specification_is_left_as_it_is():
+    spec = _spec("SGD", lr=0.1)
+    build_optimizer(_network(), spec, fused=True, decay_norm_and_bias=False)
+    assert spec == _spec("SGD", lr=0.1)
+
+
+def test_another_class_of_torch_is_built_without():
+    optimizer = build_optimizer(_network(), _spec("torch.optim.NAdam"), fused=True)
+    assert "fused" not in optimizer.defaults
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("name", "arguments", "expected"), CHOICES.values(), ids=CHOICES)
+def test_norms_and_biases_may_go_without_weight_decay(name, arguments, expected, fused):
+    network = _normed()
+    optimizer = build_optimizer(network, _spec(name, **arguments), fused=fused, decay_norm_and_bias=False)
+    assert type(optimizer) is expected
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    weights, others = ([names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups)
+    assert weights == ["0.weight", "3.weight"]
+    assert others == ["0.bias", "1.weight", "1.bias", "3.bias", "4.weight"]
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    assert all(arguments.items() <= group.items() for group in optimizer.param_groups)
+    assert optimizer.param_groups[0].get("weight_decay") == optimizer.defaults.get("weight_decay")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("decay_norm_and_bias", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_weight_decay_shrinks_what_it_is_meant_to(name, decay_norm_and_bias, fused):
+    network = _normed()
+    before = {key: parameter.detach().clone() for key, parameter in network.named_parameters()}
+    spec = _spec(name, lr=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(network, spec, fused=fused, decay_norm_and_bias=decay_norm_and_bias)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for key, parameter in network.named_parameters():
+        shrinks = decay_norm_and_bias or key in ("0.weight", "3.weight")
+        torch.testing.assert_close(parameter.detach(), before[key] * (0.95 if shrinks else 1))
+
+
+def test_a_network_of_weights_alone_may_be_built_so():
+    network = nn.Linear(4, 3, bias=False)
+    optimizer = build_optimizer(network, None, fused=True, decay_norm_and_bias=False)
+    network(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
+
+
+@pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"momentun": 0.9}])
+@pytest.mark.parametrize("decay_norm_and_bias", [False, True])
+def test_mistakes_are_the_user_s_with_any_settings(arguments, decay_norm_and_bias):
+    with pytest.raises(UserError, match="SGD cannot be made with"):
+        build_optimizer(_network(), _spec("SGD", **arguments), True, decay_norm_and_bias)

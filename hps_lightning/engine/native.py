@@ -1,0 +1,108 @@
+"""Compiles the C++ kernels for this machine's processor, once, and loads them."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch  # noqa: F401 (loads the OpenMP library that the kernels use)
+
+from hps_lightning.cache import cache_dir
+from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
+
+SOURCE = Path(__file__).with_name("batch_norm.cpp")
+
+# Errors and signals of single operations are nobody's concern here, and keep loops from being vectorised.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+# PyTorch's OpenMP library is loaded already; a second one would fight it for the cores.
+_LINKS = ((), ("-fopenmp",))
+
+
+class NativeUnavailableError(RuntimeError):
+    """The kernels cannot be compiled or loaded here; the message says why."""
+
+
+@functools.cache
+def load_kernels() -> ctypes.CDLL:
+    """The compiled kernels, from the cache where they were compiled before.
+
+    Raises:
+        NativeUnavailableError: there is no C++ compiler with OpenMP, or no place for its output.
+    """
+    compiler = _compiler()
+    try:
+        target = cache_dir() / "kernels" / f"{_fingerprint(compiler)}.so"
+        if target.exists():
+            try:
+                return _declare(ctypes.CDLL(str(target)))
+            except (OSError, AttributeError):
+                pass  # Left broken by something else: compiled anew.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _compile(compiler, target)
+    except (OSError, UserError) as error:
+        raise NativeUnavailableError(str(error)) from error
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get("CXX")
+    if named:
+        try:
+            return shlex.split(named)
+        except ValueError as error:
+            raise NativeUnavailableError(f"CXX is {named!r}: {error}") from error
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise NativeUnavailableError("no C++ compiler was found")
+
+
+def _run(command: list[str], text: str = "") -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailableError(f"{command[0]} does not run: {error}") from error
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        raise NativeUnavailableError(f"{command[0]} failed: {first}")
+    return done.stdout
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    # The predefined macros tell compiler, version and processor apart: a home folder may serve many machines.
+    macros = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", "-"])
+    parts = (SOURCE.read_text(encoding="utf-8"), macros, *_FLAGS)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: list[str], target: Path) -> ctypes.CDLL:
+    with replaced_whole(target) as aside:
+        compiled = aside.with_suffix(".o")
+        try:
+            _run([*compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+            for link in _LINKS:
+                _run([*compiler, "-shared", str(compiled), *link, "-o", str(aside)])
+                try:
+                    kernels = _declare(ctypes.CDLL(str(aside)))
+                    break
+                except OSError as error:
+                    reason = error
+            else:
+                raise NativeUnavailableError(f"the compiled kernels do not load: {reason}")
+        finally:
+            compiled.unlink(missing_ok=True)
+    return kernels
+
+
+def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number, flag, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+    shape = [number, number, flag, flag]
+    forward, backward = kernels.hps_batch_norm_forward, kernels.hps_batch_norm_backward
+    forward.argtypes = [flag, *[pointer] * 3, *shape, *[pointer] * 4, real, real, pointer, number]
+    backward.argtypes = [flag, *[pointer] * 3, *shape, *[pointer] * 3, number]
+    forward.restype = backward.restype = None
+    return kernels
