@@ -98,6 +98,7 @@ class TestFit:
             "model/dropout": 0,
             "model/inplace": True,
             "model/label_smoothing": 0.1,
+            "model/decay_norm_and_bias": True,
             "optimizer": "Adam",
             "optimizer/lr": 0.01,
             "optimizer/betas": "0.8, 0.9",

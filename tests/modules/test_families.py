@@ -104,7 +104,8 @@ def test_hyper_parameters_are_plain_and_rebuild_the_network(family):
 def test_every_argument_is_a_hyper_parameter(family):
     with torch.device("meta"):
         module = CLASSIFIERS[family]()
-    every = {"num_classes", "activation", "dropout", "inplace", "optimizer", "lr_scheduler", "label_smoothing"}
+    every = {"num_classes", "activation", "dropout", "inplace", "optimizer", "lr_scheduler"}
+    every |= {"label_smoothing", "decay_norm_and_bias"}
     own = {"squeezenet": {"version"}, "squeezed_cnn": set(), "mobilenet": {"width", "resolution"}}
     assert set(module.hparams) == every | own.get(family, {"stages", "width", "resolution"})
 
