@@ -1,7 +1,7 @@
 """A network's training on a CPU with the kernels of ``batch_norm.cpp`` in place of PyTorch's.
 
-The network stays what it is: its units take the fast way only inside ``with fused:``, while
-they train, and give the same values and gradients as without, up to rounding.
+The network stays what it is: its units take the fast way only inside ``with fused.applied():``,
+while they train, and give the same values and gradients as without, up to rounding.
 """
 
 from collections.abc import Iterator
@@ -129,8 +129,6 @@ def _kernel_takes(unit: nn.Sequential, images: Tensor) -> bool:
         and images.device.type == "cpu"
         and conv.weight.dtype == norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and _compute_dtype(images) in _KERNEL_DTYPES
-        # PyTorch refuses a single value a channel, and has its own way with none.
-        and (len(images) > 1 or min(images.shape[2:]) > 8)
         and images.numel() > 0
     )
 
@@ -224,19 +222,8 @@ class _ConvNorm(torch.autograd.Function):
         gradient = _dense(gradient, convolved.dtype)
         convolved_gradient, gamma_gradient, beta_gradient = normalise_backward(convolved, gradient, saved, ctx.relus)
         needs = ctx.needs_input_grad
-        stride, padding, dilation, transposed, output_padding, groups = ctx.geometry
         images_gradient, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            convolved_gradient,
-            images,
-            weight,
-            ctx.bias_sizes,
-            stride,
-            padding,
-            dilation,
-            transposed,
-            output_padding,
-            groups,
-            [needs[0], needs[2], needs[3]],
+            convolved_gradient, images, weight, ctx.bias_sizes, *ctx.geometry, [needs[0], needs[2], needs[3]]
         )
         return (
             images_gradient,
@@ -271,8 +258,13 @@ def normalise(
 
     Returns:
         The result, like ``maps``, and what :func:`normalise_backward` needs, 4 x C.
+
+    Raises:
+        ValueError: a channel has a single value; in PyTorch's words.
     """
     channels = maps.shape[1]
+    if maps.numel() == channels:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {maps.shape}")
     out = torch.empty_like(maps)
     saved = torch.empty(4, channels, dtype=torch.float32)
     running_mean, running_var, momentum, eps = statistics

@@ -25,6 +25,9 @@ RECORD_FORMAT = 1
 EAGER_VARIABLE = "HPS_EAGER"
 """Set to anything, this environment variable trains without kernels of our own, for comparison."""
 
+FUSED_PRECISIONS = ("32-true", "bf16-mixed")
+"""Lightning's names of what the fused kernels compute in; in others they leave the work to PyTorch's."""
+
 
 class ImageClassifier(LightningModule):
     """Trains a network on images of N x 3 x H x W against labels, and measures its accuracy.
@@ -91,7 +94,8 @@ class ImageClassifier(LightningModule):
             return
         try:
             self.fused = FusedTraining(self.network)
-            self.kernels = "fused" if self.fused.units else "PyTorch's"
+            if self.fused.units and self.trainer.precision in FUSED_PRECISIONS:
+                self.kernels = "fused"
         except NativeUnavailableError as error:
             self.kernels = f"PyTorch's, which are slower ({error})"
 

@@ -40,6 +40,9 @@ SCHEDULES: dict[str, type[schedules.LRSchedule]] = {
 }
 """The schedules by name."""
 
+# Named, since others take the argument `fused` and refuse it on a CPU.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+
 PAPER_OPTIMIZER: dict[str, Any] = {
     "class_path": "torch.optim.SGD",
     "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
@@ -93,10 +96,11 @@ def schedule_class(class_path: str) -> type[schedules.LRSchedule]:
     raise _unknown("learning rate schedule", class_path, SCHEDULES)
 
 
-def _call(factory: Any, *args: Any, spec: Mapping[str, Any]) -> Any:
+def _call(factory: Any, *args: Any, spec: Mapping[str, Any], **ours: Any) -> Any:
+    # What is ours stays out of the message, since the user did not type it.
     init_args = dict(spec.get("init_args") or {})
     try:
-        return factory(*args, **init_args)
+        return factory(*args, **{**init_args, **ours})
     except Exception as error:  # pytorch_optimizer raises errors of its own.
         raise UserError(f"{factory.__name__} cannot be made with {init_args}: {error}") from error
 
@@ -119,20 +123,15 @@ def build_optimizer(
     """
     spec = spec or PAPER_OPTIMIZER
     found = optimizer_class(spec.get("class_path"))
-    init_args = dict(spec.get("init_args") or {})
-    if fused and init_args.get("fused") is None and not init_args.get("foreach") and _has_fused(found):
-        init_args["fused"] = True
+    given = spec.get("init_args") or {}
+    chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
+    ours = {"fused": True} if fused and not chosen and found in _FUSED else {}
     parameters: list[Any] = list(network.parameters())
     if not decay_norm_and_bias:
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         spared = [parameter for parameter in parameters if parameter.ndim <= 1]
         parameters = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    return _call(found, parameters, spec={"init_args": init_args})
-
-
-def _has_fused(optimizer: type[Optimizer]) -> bool:
-    # Named, since others take the argument and refuse it on a CPU.
-    return optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+    return _call(found, parameters, spec=spec, **ours)
 
 
 def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:
