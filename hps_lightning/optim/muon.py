@@ -3,8 +3,9 @@
 Source: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024. A gradient
 of a small network has a few directions that outweigh all others; an orthogonal update moves
 along each of them equally, so that the weak ones are learned in fewer steps.
-pytorch_optimizer has one too; this one takes the small matrices of one shape together, and a
-step costs a third of the time.
+pytorch_optimizer's needs its parameters in groups that no config can name, and takes each matrix
+by itself; here those of one shape are taken together, which is faster where matrices are small:
+4.0 ms a step against 7.2 for HPS-06-0.5x, 16.4 against 16.0 for HPS-21-1x-v3 (two cores).
 """
 
 from collections import defaultdict
