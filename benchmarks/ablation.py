@@ -2,65 +2,85 @@
 
     python benchmarks/ablation.py benchmarks/ablations/hps_06_05x.yaml --output benchmarks/results/ablation-hps_06_05x
 
-The file names a config, the options of `hps fit` that all trainings share, and the changes,
-each a name with the options that it adds. Every training is a run of `hps fit` of its own, kept
-under `runs/`; what is finished is not trained again. The test images are never looked at.
+The plan names a config, the options of `hps fit` that all trainings share (`base`), and the
+changes, each a name with the options that it adds. Every training is a run of `hps fit` of its
+own, kept under `runs/`; what the output holds already is not trained again, so that a study
+goes on where it stopped. The test images are never looked at. Several train at a time, since
+small networks leave a second core idle for much of a step.
 """
 
 import argparse
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
 
+from hps_lightning.callbacks.benchmark import versions
+
 RUNS = Path("runs/ablation")
 BASE = "as it is"
 
 
-def train(config: str, options: str, folder: Path, seed: int) -> dict[str, Any]:
+def train(config: str, options: str, folder: Path, seed: int, threads: int) -> dict[str, Any]:
     """The figures of a training's last epoch.
 
     Raises:
         RuntimeError: `hps fit` failed.
     """
-    found = next(folder.glob("**/benchmark.json"), None)
-    if found is None:
-        command = ["hps", "fit", "--config", config, *shlex.split(options)]
-        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "fit.log", "w", encoding="utf-8") as log:
-            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
-                raise RuntimeError(f"{shlex.join(command)} failed; see {folder / 'fit.log'}")
-        found = next(folder.glob("**/benchmark.json"))
-    facts = json.loads(found.read_text(encoding="utf-8"))
+    command = ["hps", "fit", "--config", config, *shlex.split(options)]
+    command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "fit.log", "w", encoding="utf-8") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+    if status:
+        raise RuntimeError(f"{shlex.join(command)} failed; see {folder / 'fit.log'}")
+    newest = max(folder.glob("**/benchmark.json"), key=lambda path: path.stat().st_mtime)
+    facts = json.loads(newest.read_text(encoding="utf-8"))
     figures = {name: facts["metrics"]["final"][name] for name in ("train/loss", "train/accuracy", "val/accuracy")}
     return {"seed": seed, "seconds_per_epoch": facts["time"]["train_seconds"], **figures}
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table, the best change first."""
 
     def accuracy(name: str) -> float:
-        return mean(run["val/accuracy"] for run in results[name])
+        return mean(run["val/accuracy"] for run in results[name]["runs"])
 
     lines = [
         "| change | options | accuracy on the hold-out | difference | training accuracy |",
         "|---|---|---|---|---|",
     ]
     for name in sorted(results, key=accuracy, reverse=True):
-        runs = results[name]
+        runs = results[name]["runs"]
         each = ", ".join(f"{100 * run['val/accuracy']:.2f}" for run in runs)
-        options = f"`{runs[0]['change']}`" if runs[0]["change"] else ""
+        options = f"`{results[name]['options']}`" if results[name]["options"] else ""
         difference = "" if name == BASE else f"{100 * (accuracy(name) - accuracy(BASE)):+.2f}"
         trained = 100 * mean(run["train/accuracy"] for run in runs)
         lines.append(f"| {name} | {options} | {100 * accuracy(name):.2f} % ({each}) | {difference} | {trained:.2f} % |")
     return "\n".join(lines) + "\n"
+
+
+def earlier_results(path: Path, head: dict[str, Any], changes: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What an output file holds of the same study; changes that the plan has no more are left out.
+
+    Raises:
+        RuntimeError: it is of a study whose trainings share something else.
+    """
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if {key: found.get(key) for key in ("config", "base")} != {key: head[key] for key in ("config", "base")}:
+        raise RuntimeError(f"{path} is of another study; remove it, or give another --output")
+    return {name: entry for name, entry in found["changes"].items() if entry["options"] == changes.get(name)}
 
 
 def main() -> int:
@@ -68,23 +88,46 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="YAML file with config, base and changes")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each change (default: %(default)s)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="trainings at a time, which share the cores (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="where to write the results, without extension")
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
-    results: dict[str, list[dict[str, Any]]] = {}
-    # Seed by seed, so that an early end leaves every change with the same number.
-    for seed in range(arguments.seeds):
-        for name, change in {BASE: "", **plan["changes"]}.items():
-            folder = RUNS / arguments.plan.stem / re.sub(r"\W+", "-", name) / f"seed_{seed}"
-            try:
-                run = train(plan["config"], f"{plan['base']} {change}", folder, seed)
-            except RuntimeError as error:
-                print(f"ablation: error: {error}", file=sys.stderr)
-                return 1
-            results.setdefault(name, []).append({**run, "change": change})
-            print(f"seed {seed}  {name:40} {100 * run['val/accuracy']:.2f} %", flush=True)
-            arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            arguments.output.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    changes = {BASE: "", **plan["changes"]}
+    head = {"config": plan["config"], "base": plan["base"], "versions": versions()}
+    output = arguments.output.with_suffix(".json")
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+
+    def run(seed: int, name: str) -> dict[str, Any]:
+        folder = RUNS / arguments.plan.stem / re.sub(r"\W+", "-", name) / f"seed_{seed}"
+        return train(plan["config"], f"{plan['base']} {changes[name]}", folder, seed, threads)
+
+    try:
+        results = earlier_results(output, head, changes)
+        done = {(entry["seed"], name) for name in results for entry in results[name]["runs"]}
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            # Seed by seed, so that an early end leaves the changes with the same number, but for one.
+            planned = [(seed, name) for seed in range(arguments.seeds) for name in changes]
+            trainings = {pool.submit(run, *key): key for key in planned if key not in done}
+            for training in as_completed(trainings):
+                seed, name = trainings[training]
+                try:
+                    figures = training.result()
+                except RuntimeError:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+                entry = results.setdefault(name, {"options": changes[name], "runs": []})
+                entry["runs"] = sorted([*entry["runs"], figures], key=lambda one: one["seed"])
+                print(f"seed {seed}  {name:40} {100 * figures['val/accuracy']:.2f} %", flush=True)
+                output.write_text(json.dumps({**head, "changes": results}, indent=1) + "\n", encoding="utf-8")
+    except RuntimeError as error:
+        print(f"ablation: error: {error}", file=sys.stderr)
+        return 1
+    arguments.output.with_suffix(".md").write_text(table(results), encoding="utf-8")
     return 0
 
 
