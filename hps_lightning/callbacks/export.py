@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from hps_lightning.bluebox.weights import bare_network, board_weights, describe, export_weights
+from hps_lightning.bluebox import bare_network, board_weights, describe, export_bundle, export_weights
 from hps_lightning.errors import UserError
 from hps_lightning.modules.classifier import ImageClassifier
 
@@ -28,10 +28,13 @@ class Export(Callback):
     Args:
         directory: where ``best/`` and ``last/`` are put; ``bluebox`` in the run's log directory
             if not given.
+        bundle: whether each is a folder that runs on the board by itself, as `hps export` writes
+            it, instead of weights and manifest alone.
     """
 
-    def __init__(self, directory: str | None = None) -> None:
+    def __init__(self, directory: str | None = None, bundle: bool = False) -> None:
         self.directory = directory
+        self.bundle = bundle
         self._reset()
 
     def _reset(self) -> None:
@@ -125,7 +128,10 @@ class Export(Callback):
     ) -> str | None:
         """Writes an export; returns why it could not."""
         try:
-            export_weights(weights, self._root / name, describe(pl_module.network, record, metric))
+            if self.bundle:
+                export_bundle(pl_module.network, weights, self._root / name, record, metric)
+            else:
+                export_weights(weights, self._root / name, describe(pl_module.network, record, metric))
         except UserError as error:
             return str(error)
         return None

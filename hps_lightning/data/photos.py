@@ -32,6 +32,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def open_photo(path: Path) -> Image.Image:
+    """Opens an image file of any size and mode that Pillow reads, upright and in RGB.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image that Pillow can read.") from error
+    except FileNotFoundError as error:
+        raise UserError(f"There is no image {path}.") from error
+    except Exception as error:  # Pillow's plugins raise errors of every kind for a broken file.
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
 def read_photo(path: Path, size: int = 32) -> Tensor:
     """Reads an image file of any size and mode that Pillow reads.
 
@@ -48,16 +65,7 @@ def read_photo(path: Path, size: int = 32) -> Tensor:
     Raises:
         UserError: the file cannot be read as an image.
     """
-    try:
-        with Image.open(path) as image:
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image that Pillow can read.") from error
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {path}.") from error
-    except Exception as error:  # Pillow's plugins raise errors of every kind for a broken file.
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
-    pixels = np.array(rgb.resize((size, size), Image.Resampling.BILINEAR))
+    pixels = np.array(open_photo(path).resize((size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -1,22 +1,20 @@
 """The board's PyTorch runs the bare network files on exported weights, and finds the same logits."""
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from hps_lightning import networks
 from hps_lightning.bluebox import describe, export_weights
 from hps_lightning.modules import CLASSIFIERS
 
-pytestmark = pytest.mark.board
+from .board_environment import run
+from .made import trained
 
-PACKAGES = ("torch==1.1.0", "numpy")
+pytestmark = pytest.mark.board
 
 CASES = {
     "hps_relu": ("hps", {"stages": [1, 1, 1, 1], "width": 0.5}),
@@ -71,71 +69,6 @@ for folder in sys.argv[1:]:
         logits = network(torch.from_numpy(np.load(os.path.join(folder, "images.npy"))))
     np.save(os.path.join(folder, "logits.npy"), logits.numpy())
 """
-
-
-def run(*command, **settings) -> subprocess.CompletedProcess:
-    """Runs a command without what this Python's environment would tell the other."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, **settings)
-
-
-def answers(*command) -> str | None:
-    """What a command prints, or None if it fails."""
-    try:
-        result = run(*command, timeout=120)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def find_python37() -> str | None:
-    candidates = [shutil.which("python3.7")]
-    pyenv = answers("pyenv", "root") or os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"
-    candidates += sorted(Path(pyenv, "versions").glob("3.7*/bin/python"), reverse=True)
-    # pyenv puts a python3.7 on the path that fails unless 3.7 is switched on, so that each is tried.
-    for candidate in filter(None, candidates):
-        if answers(candidate, "-c", "import sys; print(*sys.version_info[:2])") == "3 7":
-            return str(candidate)
-    return None
-
-
-@pytest.fixture(scope="module")
-def board_python(pytestconfig) -> Path:
-    """A Python 3.7 with PyTorch 1.1.0, made once in HPS_BOARD_ENV or in pytest's cache."""
-    folder = Path(os.environ.get("HPS_BOARD_ENV") or pytestconfig.cache.mkdir("board")).absolute()
-    python = folder / "bin" / "python"
-    check = (python, "-c", "import numpy, sys, torch; print(*sys.version_info[:2], torch.__version__)")
-    if answers(*check) == "3 7 1.1.0":
-        return python
-    base = find_python37()
-    if base is None:
-        pytest.skip("there is no Python 3.7, on the path or under pyenv")
-    made = run(base, "-m", "venv", folder)
-    if made.returncode:
-        pytest.skip(f"no environment of Python 3.7 can be made: {(made.stdout + made.stderr).strip()[-300:]}")
-    install = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-cache-dir", *PACKAGES)
-    try:
-        installed = run(*install, timeout=1800)
-    except subprocess.TimeoutExpired:
-        pytest.skip("PyTorch 1.1.0 could not be installed within half an hour")
-    if installed.returncode:
-        pytest.skip(f"PyTorch 1.1.0 cannot be installed: {installed.stderr.strip()[-300:]}")
-    assert answers(*check) == "3 7 1.1.0"
-    return python
-
-
-def trained(network: nn.Module) -> None:
-    """Gives batch norms statistics of their inputs, moved about: fresh ones do next to nothing."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()(torch.randn(32, 3, 32, 32))
-        for norm in norms:
-            norm.running_mean += 0.2 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(std=0.2)
 
 
 def export_case(name: str, folder: Path) -> np.ndarray:

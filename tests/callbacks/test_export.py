@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -245,3 +247,14 @@ def test_exporting_does_not_change_the_training(tmp_path):
     tiny_trainer(tmp_path, Export()).fit(exporting, datamodule=TinyData())
     tiny_trainer(tmp_path).fit(plain, datamodule=TinyData())
     assert_same(exporting.network.state_dict(), plain.network.state_dict())
+
+
+def test_a_bundle_runs_by_itself(tmp_path):
+    module = tiny([0.3, 0.6])
+    tiny_trainer(tmp_path, Export(bundle=True), max_epochs=2).fit(module, datamodule=TinyData())
+    for name in ("best", "last"):
+        folder = bluebox(tmp_path) / name
+        tested = subprocess.run([sys.executable, folder / "selftest.py"], capture_output=True, text=True, timeout=120)
+        assert tested.returncode == 0, tested.stderr
+        assert tested.stdout.endswith("selftest: passed\n")
+        assert load_manifest(folder)["accuracy"]["value"] == pytest.approx(0.6)

@@ -1,0 +1,163 @@
+"""Writes what goes onto the board: weights with their manifest, or a bundle that runs by itself."""
+
+import hashlib
+import inspect
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hps_lightning.bluebox.manifest import MANIFEST_FILE, WEIGHTS_FILE, describe
+from hps_lightning.bluebox.staging import staged_directory, write_file
+from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
+from hps_lightning.data.batches import normalise
+from hps_lightning.errors import UserError
+
+BOARD_FOLDER = Path(__file__).with_name("board")
+"""What is copied into every bundle as it stands."""
+
+BOARD_FILES = ("bundle.py", "classify.py", "frames.py", "rtmaps_block.py", "selftest.py")
+GOLDEN_FILE = "golden.npz"
+README_FILE = "README.md"
+
+_GOLDEN_IMAGES = 8
+_GOLDEN_FRAME = (75, 100)
+
+
+def export_weights(weights: Mapping[str, Tensor], directory: str | os.PathLike, manifest: Mapping[str, Any]) -> Path:
+    """Writes weights with their manifest, both or neither.
+
+    An earlier export in ``directory`` stays as it is until the new one is complete. Should the
+    process be killed in the instant in which one takes the other's place, the earlier one is
+    found, complete, in ``<directory>.previous``.
+
+    Args:
+        weights: a state dict; see :func:`board_weights` for what becomes of it.
+        directory: where ``weights.pt`` and ``manifest.json`` are put; made if missing.
+        manifest: what :func:`describe` returns.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: a weight is not finite, the directory cannot be written, or it holds other
+            files, which replacing it would delete.
+    """
+    content = legacy_file(board_weights(weights))
+    manifest = {**manifest, "weights": {"file": WEIGHTS_FILE, **_identity(content)}}
+    return _write({WEIGHTS_FILE: content}, manifest, directory)
+
+
+def export_bundle(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    directory: str | os.PathLike,
+    record: Mapping[str, Any],
+    metric: str | None = None,
+) -> Path:
+    """Writes a folder that runs on the board: numpy and PyTorch 1.1 are all that it needs there.
+
+    Args:
+        network: whose class and arguments are exported, wrapped or bare.
+        weights: a state dict of it, not necessarily its present one.
+        directory: made if missing; an earlier export is replaced as :func:`export_weights` does.
+        record: see :func:`describe`.
+        metric: see :func:`describe`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: as :func:`describe` and :func:`export_weights`.
+    """
+    manifest = describe(network, record, metric)
+    weights = board_weights(weights)
+    content = legacy_file(weights)
+    source = Path(inspect.getfile(type(bare_network(network))))
+    files = {name: (BOARD_FOLDER / name).read_bytes() for name in BOARD_FILES}
+    files[source.name] = source.read_bytes()
+    files[WEIGHTS_FILE] = content
+    files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest)
+    files[README_FILE] = _readme(manifest).encode()
+    manifest["weights"] = {"file": WEIGHTS_FILE, **_identity(content)}
+    manifest["files"] = {name: _identity(files[name]) for name in sorted(files)}
+    return _write(files, manifest, directory)
+
+
+def holds_something(directory: str | os.PathLike) -> bool:
+    """Whether a folder exists and is not empty, or is no folder."""
+    path = Path(directory).expanduser()
+    try:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _identity(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: str | os.PathLike) -> Path:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with staged_directory(directory, _exported_names()) as folder:
+        for name, content in files.items():
+            write_file(folder / name, content)
+        write_file(folder / MANIFEST_FILE, text.encode())
+    return Path(directory)
+
+
+def _exported_names() -> set[str]:
+    """All names that an export may have, of whatever network."""
+    networks = Path(__file__).parent.with_name("networks").glob("*.py")
+    return {MANIFEST_FILE, WEIGHTS_FILE, GOLDEN_FILE, README_FILE, *BOARD_FILES, *(path.name for path in networks)}
+
+
+@torch.no_grad()
+def _golden(kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
+    """Images with the network's answers, and a frame with Pillow's reduction of it, for the self-test."""
+    network = kind(**manifest["network"]["arguments"])
+    network.load_state_dict(weights)
+    side = manifest["input"]["shape"][1]
+    # Of seeded noise at several scales: no data set need be at hand, and no image is anybody's.
+    random = np.random.RandomState(0)
+    images = np.stack([_noise(random, side, side, 2 + scale) for scale in range(_GOLDEN_IMAGES)])
+    frame = _noise(random, *_GOLDEN_FRAME, 12)
+    resized = np.array(Image.fromarray(frame[:, :, ::-1].copy()).resize((side, side), Image.Resampling.BILINEAR))
+    means, stds = manifest["input"]["mean"], manifest["input"]["std"]
+    inputs = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), means, stds)
+    # A training that exports may be amid an autocast, in which answers are rounded.
+    with torch.autocast("cpu", enabled=False):
+        logits = network.eval()(inputs.contiguous()).numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized)
+    return buffer.getvalue()
+
+
+def _noise(random: np.random.RandomState, rows: int, columns: int, coarse: int) -> np.ndarray:
+    noise = Image.fromarray(random.randint(0, 256, (coarse, coarse, 3), dtype=np.uint8))
+    return np.array(noise.resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+def _readme(manifest: Mapping[str, Any]) -> str:
+    network, accuracy = manifest["network"], manifest["accuracy"]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in network["arguments"].items())
+    summary = f"`{network['class']}({arguments})`, trained on {manifest['dataset']} by hps_lightning "
+    summary += manifest["versions"]["hps_lightning"]
+    summary += f"; {100 * accuracy['value']:.2f} % on {accuracy['measured_on']}." if accuracy else "."
+    pixels = manifest["input"]
+    return Template((BOARD_FOLDER / README_FILE).read_text(encoding="utf-8")).substitute(
+        network=network["class"],
+        summary=summary,
+        source=network["file"],
+        weights=WEIGHTS_FILE,
+        preprocessing=f"Images are {' x '.join(map(str, pixels['shape']))} ({pixels['layout']}, RGB). Each value "
+        f"becomes {pixels['normalisation']},\nwith mean {pixels['mean']} and std {pixels['std']}.",
+    )

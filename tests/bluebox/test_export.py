@@ -1,0 +1,129 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hps_lightning.bluebox import export as exporting
+from hps_lightning.bluebox import load_manifest
+from hps_lightning.errors import UserError
+
+from .made import export, read
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(classifier, tmp_path, value):
+    classifier.network.classifier.bias.data[1] = value
+    with pytest.raises(UserError, match=r"classifier\.bias hold NaN or infinite"):
+        export(classifier, tmp_path / "best")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_the_one_before(classifier, tmp_path):
+    export(classifier, tmp_path / "best", epoch=1)
+    (tmp_path / "best" / ".DS_Store").touch()
+    classifier.network.classifier.bias.data.fill_(4)
+    export(classifier, tmp_path / "best", epoch=2)
+    assert load_manifest(tmp_path / "best")["epoch"] == 2
+    loaded = torch.load(tmp_path / "best" / "weights.pt", weights_only=True)
+    assert loaded["classifier.bias"].tolist() == [4, 4, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["weights", "manifest", "first rename", "second rename"])
+def test_a_failure_at_any_step_leaves_the_old_export(classifier, tmp_path, monkeypatch, step):
+    export(classifier, tmp_path / "best", epoch=1)
+    before = read(tmp_path / "best")
+    classifier.network.classifier.bias.data.fill_(4)
+    calls = []
+
+    def fail_at(count, function):
+        def wrapper(*arguments):
+            calls.append(arguments)
+            return fail() if len(calls) == count else function(*arguments)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        if step in ("weights", "manifest"):
+            patch.setattr(exporting, "write_file", fail_at(1 if step == "weights" else 2, exporting.write_file))
+        else:
+            path_type = type(tmp_path)
+            patch.setattr(path_type, "rename", fail_at(1 if step == "first rename" else 2, path_type.rename))
+        with pytest.raises(UserError, match=r"best cannot be written: .*No space left"):
+            export(classifier, tmp_path / "best", epoch=2)
+    assert len(calls) >= 1
+    assert read(tmp_path / "best") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    export(classifier, tmp_path / "best", epoch=3)
+    assert load_manifest(tmp_path / "best")["epoch"] == 3
+
+
+KILLED = """
+import json, os, pathlib, sys, torch
+from hps_lightning.bluebox import export, staging
+
+point, directory = sys.argv[1], pathlib.Path(sys.argv[2])
+owner = {"rename": pathlib.Path, "write_file": export, "_replace": staging}[point]
+original = getattr(owner, point)
+
+def die(*arguments):
+    original(*arguments)
+    os._exit(9)
+
+setattr(owner, point, die)
+manifest = {**json.loads((directory / "manifest.json").read_text()), "epoch": 2}
+state = torch.load(directory / "weights.pt", weights_only=True)
+export.export_weights({name: value + 1 for name, value in state.items()}, directory, manifest)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "left"),
+    [("write_file", {"best": 1}), ("rename", {"best.previous": 1}), ("_replace", {"best": 2})],
+    ids=["half written", "between the renames", "in place"],
+)
+def test_a_kill_at_any_point_leaves_a_whole_export(classifier, tmp_path, point, left):
+    export(classifier, tmp_path / "best", epoch=1)
+    command = [sys.executable, "-c", KILLED, point, str(tmp_path / "best")]
+    assert subprocess.run(command, timeout=120).returncode == 9
+    whole = {path.name: load_manifest(path)["epoch"] for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert whole == left
+    export(classifier, tmp_path / "best", epoch=3)
+    whole = {path.name: load_manifest(path)["epoch"] for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert whole == {"best": 3}
+
+
+@pytest.mark.parametrize("name", ["best", "best.previous"])
+def test_a_directory_with_other_files_is_not_replaced(classifier, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of an export"):
+        export(classifier, tmp_path / "best")
+    assert read(tmp_path / name) == {"thesis.tex": b"years of work"}
+
+
+def test_a_place_that_cannot_be_written_is_named(classifier, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/best cannot be written: "):
+        export(classifier, tmp_path / "file" / "best")
+    with pytest.raises(UserError, match=r"file cannot be written: "):
+        export(classifier, tmp_path / "file")
+
+
+def test_a_link_to_a_directory_stays_a_link(classifier, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export(classifier, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_manifest(tmp_path / "real")["epoch"] == 7
+
+
+def test_a_relative_directory(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(classifier, "made/best")
+    assert load_manifest("made/best")["epoch"] == 7
