@@ -5,7 +5,7 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,8 +24,10 @@ from hps_lightning.errors import UserError
 BOARD_FOLDER = Path(__file__).with_name("board")
 """What is copied into every bundle as it stands."""
 
-BOARD_FILES = ("bundle.py", "classify.py", "frames.py", "rtmaps_block.py", "selftest.py")
+BOARD_FILES = ("bundle.py", "classify.py", "folding.py", "frames.py", "rtmaps_block.py", "selftest.py")
 GOLDEN_FILE = "golden.npz"
+ONNX_FILE = "network.onnx"
+INT8_FILE = "network-int8.onnx"
 README_FILE = "README.md"
 
 _GOLDEN_IMAGES = 8
@@ -62,6 +64,9 @@ def export_bundle(
     directory: str | os.PathLike,
     record: Mapping[str, Any],
     metric: str | None = None,
+    folded: bool = True,
+    models: Mapping[str, bytes] | None = None,
+    formats: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes a folder that runs on the board: numpy and PyTorch 1.1 are all that it needs there.
 
@@ -71,6 +76,9 @@ def export_bundle(
         directory: made if missing; an earlier export is replaced as :func:`export_weights` does.
         record: see :func:`describe`.
         metric: see :func:`describe`.
+        folded: whether the board folds batch norms into convolutions when it loads the network.
+        models: the network as ONNX, by file name: :data:`ONNX_FILE`, :data:`INT8_FILE`.
+        formats: what was measured of the files; see ``formats.compare_formats``.
 
     Returns:
         The directory.
@@ -79,26 +87,35 @@ def export_bundle(
         UserError: as :func:`describe` and :func:`export_weights`.
     """
     manifest = describe(network, record, metric)
+    manifest["network"]["folded"] = folded
+    manifest["formats"] = list(formats)
     weights = board_weights(weights)
     content = legacy_file(weights)
     source = Path(inspect.getfile(type(bare_network(network))))
     files = {name: (BOARD_FOLDER / name).read_bytes() for name in BOARD_FILES}
     files[source.name] = source.read_bytes()
     files[WEIGHTS_FILE] = content
-    files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest)
+    files.update(models or {})
+    files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest, models or {})
     files[README_FILE] = _readme(manifest).encode()
     manifest["weights"] = {"file": WEIGHTS_FILE, **_identity(content)}
     manifest["files"] = {name: _identity(files[name]) for name in sorted(files)}
     return _write(files, manifest, directory)
 
 
-def holds_something(directory: str | os.PathLike) -> bool:
-    """Whether a folder exists and is not empty, or is no folder."""
+def refuse_full_directory(directory: str | os.PathLike) -> None:
+    """Refuses a folder that holds something.
+
+    Raises:
+        UserError: it does, or it cannot be read, or it is no folder.
+    """
     path = Path(directory).expanduser()
     try:
-        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+        full = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if full:
+        raise UserError(f"{path} is not empty; choose another folder, or replace an earlier export: --replace.")
 
 
 def _identity(content: bytes) -> dict[str, Any]:
@@ -117,12 +134,15 @@ def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: s
 def _exported_names() -> set[str]:
     """All names that an export may have, of whatever network."""
     networks = Path(__file__).parent.with_name("networks").glob("*.py")
-    return {MANIFEST_FILE, WEIGHTS_FILE, GOLDEN_FILE, README_FILE, *BOARD_FILES, *(path.name for path in networks)}
+    written = {MANIFEST_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, GOLDEN_FILE, README_FILE}
+    return {*written, *BOARD_FILES, *(path.name for path in networks)}
 
 
 @torch.no_grad()
-def _golden(kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
-    """Images with the network's answers, and a frame with Pillow's reduction of it, for the self-test."""
+def _golden(
+    kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapping[str, Any], models: Mapping[str, bytes]
+) -> bytes:
+    """Images with the answers in each format, and a frame with Pillow's reduction of it, for the self-test."""
     network = kind(**manifest["network"]["arguments"])
     network.load_state_dict(weights)
     side = manifest["input"]["shape"][1]
@@ -136,9 +156,19 @@ def _golden(kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapp
     # A training that exports may be amid an autocast, in which answers are rounded.
     with torch.autocast("cpu", enabled=False):
         logits = network.eval()(inputs.contiguous()).numpy()
+    answers = {name: _probabilities(model, images, manifest) for name, model in models.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized)
+    np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized, **answers)
     return buffer.getvalue()
+
+
+def _probabilities(model: bytes, images: np.ndarray, manifest: Mapping[str, Any]) -> np.ndarray:
+    # Not needed, and so not waited for, where weights alone are exported.
+    from hps_lightning.bluebox.onnx_export import OnnxNetwork, normalised
+
+    run = OnnxNetwork(model)
+    answers = run(images if run.takes_pixels else normalised(images, manifest))
+    return torch.from_numpy(answers).softmax(1).numpy() if run.output == "logits" else answers
 
 
 def _noise(random: np.random.RandomState, rows: int, columns: int, coarse: int) -> np.ndarray:
@@ -158,6 +188,18 @@ def _readme(manifest: Mapping[str, Any]) -> str:
         summary=summary,
         source=network["file"],
         weights=WEIGHTS_FILE,
+        formats=_formats(manifest["formats"]),
         preprocessing=f"Images are {' x '.join(map(str, pixels['shape']))} ({pixels['layout']}, RGB). Each value "
         f"becomes {pixels['normalisation']},\nwith mean {pixels['mean']} and std {pixels['std']}.",
     )
+
+
+def _formats(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return f"`{WEIGHTS_FILE}` alone; `hps export --formats onnx int8` adds files for ONNX Runtime."
+    lines = ["| file | format | bytes | correct test images | one image at the export |", "|---|---|---|---|---|"]
+    for row in rows:
+        correct = "not measured" if row["images"] is None else f"{row['correct']:,} of {row['images']:,}"
+        latency = f"{row['latency_ms']:.3f} ms, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        lines.append(f"| `{row['file']}` | {row['format']} | {row['bytes']:,} | {correct} | {latency} |")
+    return "\n".join([*lines, "", "The times are those of the machine that wrote the bundle."])

@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hps_lightning.bluebox.standin import STANDIN_FOLDER
+from hps_lightning.bluebox.weights import legacy_file
 
 from .board_environment import run
 from .made import replace_file
@@ -76,9 +78,9 @@ def test_the_self_test_passes(board_python, on_the_board):
 
 
 def test_the_self_test_finds_a_changed_weight(board_python, on_the_board):
-    content = bytearray((on_the_board / "weights.pt").read_bytes())
-    content[-5] ^= 64
-    replace_file(on_the_board, "weights.pt", bytes(content))
+    weights = torch.load(on_the_board / "weights.pt", weights_only=True)
+    weights["stage3.0.squeeze1.conv.weight"][2, 1] += 0.5
+    replace_file(on_the_board, "weights.pt", legacy_file(weights))
     result = run(board_python, on_the_board / "selftest.py", cwd="/", timeout=300)
     assert result.returncode == 1
     assert result.stderr.startswith("selftest: FAILED: the logits are ")

@@ -20,6 +20,7 @@ STANDARD = {
     *("platform", "re", "stat", "sys", "time", "collections"),
 }
 BESIDE = {"bundle", "frames", "folding", "rtmaps", "rtmaps.core", "rtmaps.types", "rtmaps.base_component"}
+OPTIONAL = {"PIL", "onnxruntime"}
 
 # What PyTorch 1.1 has, with the release that brought it.
 TORCH = {
@@ -91,15 +92,16 @@ def test_there_are_no_annotations(tree):
 
 def test_imports_are_on_the_board(tree):
     found = set()
-    # Pillow may be there, and is asked for where it is needed.
-    optional = {id(node) for function in ast.walk(tree) if isinstance(function, ast.Try) for node in function.body}
+    # These may be there, and are asked for where they are of use.
+    tried = {id(node) for function in ast.walk(tree) if isinstance(function, ast.Try) for node in function.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif (
-            isinstance(node, ast.ImportFrom) and not node.level and not (node.module == "PIL" and id(node) in optional)
-        ):
-            found.add(node.module)
+            names = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = {node.module}
+        else:
+            continue
+        found |= names - OPTIONAL if id(node) in tried else names
     assert found <= STANDARD | BESIDE | {"numpy", "torch"}
 
 

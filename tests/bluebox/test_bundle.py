@@ -45,6 +45,28 @@ def test_a_bundle_answers_as_the_network_does(bundles, bundle, decided):
     assert not loaded.network.training
 
 
+def test_batch_norms_are_folded_where_the_manifest_asks_for_it(bundles, bundle):
+    def norms(loaded):
+        return sum(isinstance(module, torch.nn.BatchNorm2d) for module in loaded.network.modules())
+
+    folded = bundles.Bundle(str(bundle))
+    change_manifest(bundle, lambda manifest: manifest["network"].update(folded=False))
+    plain = bundles.Bundle(str(bundle))
+    assert norms(folded) < norms(plain)
+    assert torch.allclose(folded.logits(images()), plain.logits(images()), rtol=0, atol=1e-4)
+
+
+def test_folding_that_is_missing_or_fails_is_told(bundles, bundle):
+    replace_file(bundle, "folding.py", b"def fold(network):\n    raise KeyError('norm')\n")
+    assert "describes a network that does not run: 'norm'" in refused(bundles, bundle)
+    change_manifest(bundle, lambda manifest: {**manifest, "files": without(manifest["files"], "folding.py")})
+    assert "does not describe folding.py" in refused(bundles, bundle)
+
+
+def without(files, name):
+    return {key: value for key, value in files.items() if key != name}
+
+
 def test_images_are_left_as_they_are_and_need_not_be_in_one_piece(bundles, bundle):
     loaded = bundles.Bundle(str(bundle))
     given = images()

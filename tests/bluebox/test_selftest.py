@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from .made import change_manifest, replace_file
+from hps_lightning.bluebox import INT8_FILE, ONNX_FILE, describe, export_bundle
+from hps_lightning.bluebox.onnx_export import export_int8, export_onnx
+
+from .made import change_manifest, record, replace_file
 
 
 @pytest.fixture
@@ -33,14 +36,14 @@ def test_a_copied_bundle_tests_itself(bundle, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, env=environment)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "files: 9 as exported\n" in result.stdout
+    assert "files: 10 as exported\n" in result.stdout
     assert result.stdout.endswith("selftest: passed\n")
 
 
 def test_it_measures_latency(run):
     status, out, err = run()
     assert (status, err) == (0, "")
-    assert "one image: " in out
+    assert "one image, PyTorch: " in out
 
 
 def test_deviations_are_told(selftest, bundle):
@@ -66,7 +69,7 @@ def golden(bundle, **changes):
     replace_file(bundle, "golden.npz", buffer.getvalue())
 
 
-@pytest.mark.parametrize("off", [0.001, float("nan"), 1e9])
+@pytest.mark.parametrize("off", [0.01, float("nan"), 1e9])
 def test_other_answers_fail(run, bundle, off):
     with np.load(bundle / "golden.npz") as content:
         logits = content["logits"].copy()
@@ -101,3 +104,42 @@ def test_golden_values_that_are_none(run, bundle):
     assert f"{bundle / 'golden.npz'} is damaged: " in err
     replace_file(bundle, "golden.npz", b"nothing")
     assert f"{bundle / 'golden.npz'} is damaged: " in run()[2]
+
+
+@pytest.fixture
+def onnx_bundle(decided, tmp_path):
+    network, described = decided.network, record(decided)
+    manifest = describe(network, described)
+    calibration = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    models = {
+        ONNX_FILE: export_onnx(network, manifest),
+        INT8_FILE: export_int8(network, manifest, calibration, preprocessing=True),
+    }
+    return export_bundle(network, network.state_dict(), tmp_path / "with onnx", described, models=models)
+
+
+def test_onnx_files_are_tested_where_they_can_be_run(selftest, onnx_bundle, bundles):
+    checked = selftest.check_onnx(bundles.Bundle(str(onnx_bundle)))
+    assert [name for name, _, _ in checked] == [INT8_FILE, ONNX_FILE]
+    assert all(off < 1e-5 for _, _, off in checked)
+
+
+@pytest.mark.parametrize("name", [ONNX_FILE, INT8_FILE])
+def test_an_onnx_file_that_answers_otherwise_fails(selftest, onnx_bundle, bundles, name):
+    with np.load(onnx_bundle / "golden.npz") as content:
+        answers = content[name].copy()
+    answers[2, 1] += 0.1
+    golden(onnx_bundle, **{name: answers})
+    with pytest.raises(selftest.BundleError, match=rf"{name}: the probabilities are 0\.1 off"):
+        selftest.check_onnx(bundles.Bundle(str(onnx_bundle)))
+
+
+def test_a_file_that_is_no_onnx_is_told(selftest, onnx_bundle, bundles):
+    replace_file(onnx_bundle, ONNX_FILE, b"hello")
+    with pytest.raises(selftest.BundleError, match=r"network\.onnx is none that ONNX Runtime runs: "):
+        selftest.check_onnx(bundles.Bundle(str(onnx_bundle)))
+
+
+def test_without_onnx_runtime_its_files_are_left_alone(selftest, onnx_bundle, bundles, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert selftest.check_onnx(bundles.Bundle(str(onnx_bundle))) == []

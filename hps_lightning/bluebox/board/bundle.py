@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 MANIFEST_FILE = "manifest.json"
+FOLDING_FILE = "folding.py"
 MANIFEST_FORMAT = 1
 
 # No network of ours takes larger images; a manifest gone wrong must not take the memory.
@@ -231,15 +232,20 @@ def _load_weights(network, weights):
     network.load_state_dict(weights)
 
 
+def _defined(directory, manifest, name):
+    """What a Python file of the bundle defines."""
+    source = read_verified(directory, manifest, name)
+    path = os.path.join(directory, name)
+    # Not by import: two bundles in one process may hold files of one name.
+    namespace = {"__name__": "hps_bundle_" + name[:-3], "__file__": path}
+    exec(compile(source, path, "exec"), namespace)
+    return namespace
+
+
 def _build(directory, manifest):
     """The network that the manifest names, out of the bundle's file of it."""
     described = manifest["network"]
-    source = read_verified(directory, manifest, described["file"])
-    path = os.path.join(directory, described["file"])
-    # Not by import: two bundles in one process may hold files of one name.
-    namespace = {"__name__": "hps_bundle_network", "__file__": path}
-    exec(compile(source, path, "exec"), namespace)
-    network = namespace[described["class"]](**described["arguments"])
+    network = _defined(directory, manifest, described["file"])[described["class"]](**described["arguments"])
     if not isinstance(network, torch.nn.Module):
         raise TypeError("{} is no network".format(described["class"]))
     return network.eval()
@@ -256,7 +262,8 @@ class Bundle(object):
         manifest: as JSON holds it.
         classes: names, in the order of the logits.
         side: of the images, in pixels.
-        network: the torch module, in evaluation mode.
+        network: the torch module, in evaluation mode; its batch norms are folded where the
+            manifest asks for it.
 
     Raises:
         BundleError: a file is missing, damaged or of another export.
@@ -286,8 +293,12 @@ class Bundle(object):
         except Exception as error:
             raise BundleError("{} holds the weights of another network: {}".format(weights_path, _reason(error)))
         try:
+            if self.manifest["network"].get("folded"):
+                self.network = _defined(directory, self.manifest, FOLDING_FILE)["fold"](self.network)
             # The first image would wait for what torch prepares once, too.
             answers = self.probabilities(np.zeros((1, self.side, self.side, 3), np.uint8)).shape
+        except BundleError:
+            raise
         except Exception as error:
             raise BundleError("{} describes a network that does not run: {}".format(path, _reason(error)))
         if answers != (1, len(self.classes)):
@@ -308,20 +319,24 @@ class Bundle(object):
         self._scale = torch.from_numpy(1 / (255 * std)).reshape(3, 1, 1)
         self._shift = torch.from_numpy(-mean / std).reshape(3, 1, 1)
 
-    def logits(self, images):
-        """The network's answers.
+    def normalised(self, images):
+        """Images as the network takes them.
 
         Args:
             images: uint8, N x side x side x 3, RGB; neither kept nor changed.
 
         Returns:
-            float32 tensor, N x classes.
+            float32 tensor, N x 3 x side x side.
         """
         # A copy in one piece: torch takes no negative strides, and a frame may change under us.
         values = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), np.float32, order="C"))
+        return values * self._scale + self._shift
+
+    def logits(self, images):
+        """The network's answers, float32 tensor of N x classes, to what :meth:`normalised` takes."""
         with torch.no_grad():
-            return self.network(values * self._scale + self._shift)
+            return self.network(self.normalised(images))
 
     def probabilities(self, images):
-        """Probabilities, float32 array of N x classes, of what :meth:`logits` takes."""
+        """Probabilities, float32 array of N x classes, to what :meth:`normalised` takes."""
         return torch.softmax(self.logits(images), 1).numpy()

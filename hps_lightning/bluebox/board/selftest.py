@@ -1,7 +1,8 @@
 """Checks this bundle on the machine that it lies on: python3 selftest.py
 
 Every file against the manifest, the network's answers against those at the export, and the
-resizing of a frame against Pillow's there; then how long one image takes.
+resizing of a frame against Pillow's there; then how long one image takes. Where ONNX Runtime is
+installed, the same for the bundle's ONNX files.
 """
 
 import io
@@ -23,8 +24,10 @@ except ImportError as error:
     sys.exit("selftest: FAILED: {}; numpy, PyTorch and the whole bundle are needed".format(error))
 
 GOLDEN_FILE = "golden.npz"
-# Another processor, or another PyTorch, adds in another order.
+# Another processor, or another PyTorch, adds in another order: as a part of the largest logit, or of 1.
 LOGIT_TOLERANCE = 1e-4
+# A probability's, in 8 bits: what is rounded to the next step on one processor may not be on another.
+INT8_TOLERANCE = 0.05
 RUNS = 100
 
 
@@ -38,15 +41,11 @@ def check(directory):
         BundleError: the bundle cannot be used, or answers otherwise than it should.
     """
     bundle = Bundle(directory)
-    content = read_verified(directory, bundle.manifest, GOLDEN_FILE)
-    try:
-        golden = np.load(io.BytesIO(content), allow_pickle=False)
-        images, answers, frame, reduced = [golden[name] for name in ("images", "logits", "frame", "resized")]
-    except Exception as error:
-        raise BundleError("{} is damaged: {}".format(os.path.join(directory, GOLDEN_FILE), error))
+    images, answers, frame, reduced = _golden(bundle, "images", "logits", "frame", "resized")
     logits = np.abs(bundle.logits(images).numpy() - answers).max()
-    if not logits <= LOGIT_TOLERANCE:
-        raise BundleError("the logits are {:.2g} off, more than {:g}".format(logits, LOGIT_TOLERANCE))
+    tolerance = LOGIT_TOLERANCE * max(1, np.abs(answers).max())
+    if not logits <= tolerance:
+        raise BundleError("the logits are {:.2g} off, more than {:.2g}".format(logits, tolerance))
     resized = to_square(frame, "BGR", bundle.side).astype(int)
     levels = np.abs(resized - reduced).max()
     if levels > 1:
@@ -54,13 +53,87 @@ def check(directory):
     return bundle, float(logits), int(levels)
 
 
-def latencies(bundle, runs=RUNS):
-    """Milliseconds that single images take, sorted."""
+def _golden(bundle, *names):
+    """Arrays of the bundle's golden values."""
+    content = read_verified(bundle.directory, bundle.manifest, GOLDEN_FILE)
+    try:
+        golden = np.load(io.BytesIO(content), allow_pickle=False)
+        return [golden[name] for name in names]
+    except Exception as error:
+        raise BundleError("{} is damaged: {}".format(os.path.join(bundle.directory, GOLDEN_FILE), error))
+
+
+def onnx_networks(bundle):
+    """The bundle's ONNX files as functions of uint8 images, N x side x side x 3, RGB, that give probabilities.
+
+    Returns:
+        A list of names and functions; empty without ONNX Runtime.
+
+    Raises:
+        BundleError: a file is none that ONNX Runtime runs.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return [
+        (name, _onnx_network(bundle, name, onnxruntime))
+        for name in sorted(bundle.manifest["files"])
+        if name.endswith(".onnx")
+    ]
+
+
+def _onnx_network(bundle, name, onnxruntime):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(
+            read_verified(bundle.directory, bundle.manifest, name), options, providers=["CPUExecutionProvider"]
+        )
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError("{} is none that ONNX Runtime runs: {}".format(name, error))
+    takes = session.get_inputs()[0]
+
+    def run(images):
+        if takes.type != "tensor(uint8)":
+            images = bundle.normalised(images).numpy()
+        answers = session.run(None, {takes.name: images})[0]
+        if session.get_outputs()[0].name == "logits":
+            answers = torch.softmax(torch.from_numpy(answers), 1).numpy()
+        return answers
+
+    return run
+
+
+def check_onnx(bundle):
+    """The worst deviation of each ONNX file's probabilities from those at the export.
+
+    Returns:
+        A list of name, function (see :func:`onnx_networks`) and deviation; empty without ONNX Runtime.
+
+    Raises:
+        BundleError: a file cannot be run, or answers otherwise than it should.
+    """
+    checked = []
+    for name, run in onnx_networks(bundle):
+        images, answers = _golden(bundle, "images", name)
+        off = float(np.abs(run(images) - answers).max())
+        tolerance = INT8_TOLERANCE if "int8" in name else LOGIT_TOLERANCE
+        if not off <= tolerance:
+            raise BundleError("{}: the probabilities are {:.2g} off, more than {:g}".format(name, off, tolerance))
+        checked.append((name, run, off))
+    return checked
+
+
+def latencies(bundle, run, runs=RUNS):
+    """Milliseconds that single images take in a function of them, sorted."""
     image = np.zeros((1, bundle.side, bundle.side, 3), np.uint8)
     times = []
     for _ in range(runs + 10):
         started = time.perf_counter()
-        bundle.probabilities(image)
+        run(image)
         times.append(1000 * (time.perf_counter() - started))
     return sorted(times[10:])
 
@@ -70,15 +143,19 @@ def main():
     print("Python {}, PyTorch {}, {}".format(platform.python_version(), torch.__version__, platform.machine()))
     try:
         bundle, logits, levels = check(HERE)
+        onnx = check_onnx(bundle)
     except BundleError as error:
         sys.stderr.write("selftest: FAILED: {}\n".format(error))
         return 1
     print("files: {} as exported".format(len(bundle.manifest["files"])))
     print("logits: at most {:.2g} off".format(logits))
     print("resizing: at most {} grey level off".format(levels))
-    times = latencies(bundle)
-    middle, late = times[len(times) // 2], times[int(0.95 * len(times))]
-    print("one image: {:.2f} ms (median), {:.2f} ms (95 of 100)".format(middle, late))
+    for name, _, off in onnx:
+        print("{}: probabilities at most {:.2g} off".format(name, off))
+    for name, run in [("PyTorch", bundle.probabilities)] + [(name, run) for name, run, _ in onnx]:
+        times = latencies(bundle, run)
+        middle, late = times[len(times) // 2], times[int(0.95 * len(times))]
+        print("one image, {}: {:.2f} ms (median), {:.2f} ms (95 of 100)".format(name, middle, late))
     print("selftest: passed")
     return 0
 
