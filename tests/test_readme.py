@@ -3,15 +3,17 @@
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-import hps_lightning
 from hps_lightning import zoo
+from hps_lightning.bluebox import replay
 from hps_lightning.cli import main
+from hps_lightning.data.batches import normalise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +26,7 @@ def blocks(language):
 
 def commands():
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("hps ")]
+    return [shlex.split(line) for line in lines if line.startswith(("hps ", "python -m "))]
 
 
 @pytest.mark.train
@@ -34,7 +36,11 @@ def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "checkpoints", "checkpoints")
     ran = commands()
     assert {"fit", "test", "validate", "predict"} <= {command[1] for command in ran}
-    for _, *argv in ran:
+    for program, *argv in ran:
+        if program == "python":
+            assert argv[:2] == ["-m", "hps_lightning.bluebox.replay"]
+            assert replay.main(argv[2:]) == 0, capsys.readouterr().err
+            continue
         starts_training = argv[0] == "fit" and "--ckpt_path" not in argv
         assert main([*argv, *(SMALL if starts_training else [])]) == 0, (argv, capsys.readouterr().err)
 
@@ -42,19 +48,18 @@ def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch, capsys):
 @pytest.mark.train
 def test_the_python_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["fit", "--model=hps_06_05x", *SMALL]) == 0, capsys.readouterr().err
     shutil.copy(next(tmp_path.rglob("weights.ckpt")), "weights.ckpt")
-    board = next(tmp_path.rglob("bluebox/last"))
-    for file in board.iterdir():
-        shutil.copy(file, tmp_path)
-    shutil.copy(Path(hps_lightning.__file__).parent / "networks" / "squeezenext.py", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["export", "--ckpt_path=last", "--output=bundle", "--formats", "pytorch"]) == 0
     on_board, from_python = blocks("python")
     board_names, python_names = {}, {}
     exec(on_board, board_names)
     exec(from_python, python_names)
-    image = torch.zeros(1, 3, 32, 32)
-    assert torch.allclose(board_names["network"](image), python_names["module"](image), atol=1e-5)
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    bundle, module = board_names["bundle"], python_names["module"]
+    logits = module(normalise(image, bundle.manifest["input"]["mean"], bundle.manifest["input"]["std"]))
+    assert torch.allclose(bundle.logits(image.permute(0, 2, 3, 1).numpy()), logits, atol=1e-4)
 
 
 def test_the_table_of_networks_is_true():

@@ -13,12 +13,13 @@ _USAGE = """usage: hps COMMAND [options]
   hps validate  measures one on the images that validate
   hps test      measures one on the test images hps test --ckpt_path best
   hps predict   classifies image files          hps predict --ckpt_path best --images photo.png
+  hps export    writes a folder for the board   hps export --ckpt_path best --output bundle
   hps models    lists the networks by name
 
 `hps COMMAND --help` lists a command's options; `hps fit --model.help HPSClassifier` a network's.
 """
 
-_COMMANDS = ("fit", "validate", "test", "predict", "models")
+_COMMANDS = ("fit", "validate", "test", "predict", "export", "models")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +58,10 @@ def _run(argv: list[str]) -> int:
         from hps_lightning.cli.models import run_models
 
         return run_models(rest)
+    if command == "export":
+        from hps_lightning.cli.export import run_export
+
+        return run_export(rest)
     from hps_lightning.cli.lightning import run_lightning
 
     return run_lightning(command, rest)

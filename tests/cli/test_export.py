@@ -1,0 +1,165 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hps_lightning.cli import export as exporting
+from tests.cli.conftest import TINY
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network that was trained for two batches of digits."""
+    from hps_lightning.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["fit", "--model=hps", "--model.stages=[1,1,1,1]", *TINY, "--trainer.max_epochs=1"]) == 0
+    finally:
+        os.chdir(before)
+    return next(folder.rglob("best.ckpt"))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_all_formats_run_elsewhere_and_are_measured(hps, checkpoint, tmp_path):
+    status, out, err = hps("export", "--ckpt_path", checkpoint, "--output", "bundle")
+    assert status == 0, err
+    assert "ONNX int8" in out
+    (tmp_path / "bundle").rename(tmp_path / "on the board")
+    command = [sys.executable, tmp_path / "on the board" / "selftest.py"]
+    tested = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=300)
+    assert tested.returncode == 0, tested.stderr
+    assert "network-int8.onnx: probabilities at most " in tested.stdout
+    manifest = json.loads((tmp_path / "on the board" / "manifest.json").read_text())
+    assert [row["file"] for row in manifest["formats"]] == ["weights.pt", "network.onnx", "network-int8.onnx"]
+    torch_row, onnx_row, _ = manifest["formats"]
+    assert torch_row["images"] == 359
+    assert onnx_row["correct"] == torch_row["correct"]
+    assert onnx_row["probability_difference"] < 1e-4
+    assert manifest["accuracy"] == {
+        "metric": "test/accuracy",
+        "value": torch_row["correct"] / 359,
+        "protocol": "holdout",
+        "measured_on": "the test images",
+    }
+    assert manifest["network"]["folded"] is True
+
+
+def test_pytorch_alone_needs_no_images(hps, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "load_images", None)
+    monkeypatch.setattr(exporting, "calibration_images", None)
+    status, _, err = hps("export", "--ckpt_path", checkpoint, "--output", "bundle", "--formats", "pytorch", "--no-fold")
+    assert status == 0, err
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["formats"] == []
+    assert manifest["accuracy"]["metric"] == "val/accuracy"
+    assert manifest["network"]["folded"] is False
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpoint, tmp_path, monkeypatch):
+    def none_here(*_, **__):
+        raise exporting.UserError("There are no digits here.")
+
+    monkeypatch.setattr(exporting, "load_images", none_here)
+    monkeypatch.setattr(exporting, "calibration_images", none_here)
+    call = ("export", "--ckpt_path", checkpoint, "--output", "bundle", "--preprocessing")
+    status, _, err = hps(*call)
+    assert status == 2
+    assert "There are no digits here. Without training images there is no int8: --formats pytorch onnx." in err
+    assert list(tmp_path.iterdir()) == []
+    status, out, err = hps(*call, "--formats", "onnx")
+    assert status == 0, err
+    assert "not measured: There are no digits here." in out
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert [row["images"] for row in manifest["formats"]] == [None, None]
+
+
+def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkpoint, tmp_path):
+    call = ("export", "--ckpt_path", checkpoint, "--output", "bundle", "--formats", "pytorch")
+    assert hps(*call)[0] == 0
+    (tmp_path / "bundle" / "network.onnx").write_text("of an earlier export")
+    before = files(tmp_path / "bundle")
+    status, _, err = hps(*call)
+    assert status == 2
+    assert "bundle is not empty" in err
+    assert "--replace" in err
+    assert files(tmp_path / "bundle") == before
+    assert hps(*call, "--replace")[0] == 0
+    assert "network.onnx" not in files(tmp_path / "bundle")
+    (tmp_path / "bundle" / "thesis.tex").write_text("years of work")
+    status, _, err = hps(*call, "--replace")
+    assert status == 2
+    assert "thesis.tex" in err
+    assert (tmp_path / "bundle" / "thesis.tex").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_output_that_cannot_be_written_is_named(hps, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("here already")
+    # Not even root makes folders in /proc.
+    for output in (tmp_path / "file" / "bundle", Path("/proc/bundle")):
+        status, _, err = hps("export", "--ckpt_path", checkpoint, "--output", output, "--formats", "pytorch")
+        assert status == 2
+        assert f"{output} cannot be " in err
+    assert files(tmp_path) == {"file": b"here already"}
+
+
+def onnx(path):
+    from hps_lightning.bluebox import describe
+    from hps_lightning.bluebox.onnx_export import export_onnx
+    from tests.bluebox.made import record
+
+    classifier = exporting_classifier()
+    path.write_bytes(export_onnx(classifier.network, describe(classifier.network, record(classifier))))
+
+
+def exporting_classifier():
+    from hps_lightning.modules import HPSClassifier
+
+    return HPSClassifier(num_classes=3, stages=[1, 1, 1, 1], width=0.1)
+
+
+def text(path):
+    path.write_text("hello")
+
+
+def foreign(path):
+    torch.save({"state_dict": {}, "epoch": 3}, path)
+
+
+@pytest.mark.parametrize("make", [onnx, text, foreign])
+def test_a_file_that_is_no_checkpoint_is_refused(hps, tmp_path, make):
+    make(tmp_path / "x.ckpt")
+    status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", "bundle")
+    assert status == 2
+    assert "x.ckpt" in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_weights_of_another_network_are_refused(hps, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["network.classifier.bias"] = torch.zeros(7)
+    torch.save(content, tmp_path / "x.ckpt")
+    status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", "bundle")
+    assert status == 2
+    assert "the weights do not fit the network" in err
+
+
+def test_every_option_has_a_help_text(hps):
+    status, out, _ = hps("export", "--help")
+    assert status == 0
+    for option in ("--ckpt_path", "--output", "--replace", "--formats", "--preprocessing", "--fold", "--data.root"):
+        assert option in out
