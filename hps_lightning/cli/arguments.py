@@ -188,7 +188,11 @@ def _expand_config(value: str) -> list[tuple[str, str | None]]:
 def _expand_model(value: str) -> list[tuple[str, str | None]]:
     if value in zoo.ZOO:
         variant = zoo.ZOO[value]
-        arguments = [(f"--model.{name}", json.dumps(given)) for name, given in variant.arguments.items()]
+        # A text goes as it is: within quotes a choice of texts would not know it.
+        arguments = [
+            (f"--model.{name}", given if isinstance(given, str) else json.dumps(given))
+            for name, given in variant.arguments.items()
+        ]
         return [("--model", CLASSIFIER_NAMES[variant.family]), *arguments]
     if value in CLASSIFIER_NAMES:
         return [("--model", CLASSIFIER_NAMES[value])]

@@ -53,14 +53,6 @@ def test_unusable_config_is_one_clear_error(tmp_path, content, message):
         expand(["--config", str(path)])
 
 
-@pytest.mark.parametrize("name", list(zoo.ZOO))
-def test_every_network_of_the_zoo_is_chosen_by_name(name):
-    variant = zoo.ZOO[name]
-    pairs = dict(option_values(expand(["--model", name])))
-    assert pairs.pop("--model") == arguments.CLASSIFIER_NAMES[variant.family]
-    assert {option.removeprefix("--model."): json.loads(value) for option, value in pairs.items()} == variant.arguments
-
-
 def test_arguments_of_the_network_hold_whatever_comes_first():
     tokens = expand(["--model.width", "0.75", "--model=hps_06_05x", "--trainer.max_epochs", "3"])
     assert tokens == [

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hps_lightning.cli.arguments import OPTIMIZER_CONFIGS, SCHEDULE_CONFIGS
+from hps_lightning.cli.arguments import CLASSIFIER_NAMES, OPTIMIZER_CONFIGS, SCHEDULE_CONFIGS
 from hps_lightning.optim import build_optimizer, make_schedule
 from hps_lightning.zoo import ZOO
 
@@ -91,3 +91,11 @@ def test_network_without_a_config_trains_by_the_papers_recipe(hps):
     config = printed(hps, "--model=mobilenet_05x", "--data.dataset=cifar100")
     assert config["model"]["init_args"]["width"] == 0.5
     assert config["trainer"]["max_epochs"] == 200
+
+
+@pytest.mark.parametrize("config", [(), ("--config", "fast/hps_06_05x.yaml")], ids=["alone", "after a config"])
+@pytest.mark.parametrize("name", ZOO)
+def test_every_network_of_the_zoo_can_be_named(hps, name, config):
+    model = printed(hps, *config, f"--model={name}")["model"]
+    assert model["class_path"].endswith(f".{CLASSIFIER_NAMES[ZOO[name].family]}")
+    assert {key: model["init_args"][key] for key in ZOO[name].arguments} == ZOO[name].arguments
