@@ -20,9 +20,10 @@ from pathlib import Path
 
 RELEASE, PYTHON = "bookworm", "3.11"
 PROCESSOR = "cortex-a72"
-# The newest PyTorch whose wheel for aarch64 is a plain CPU build. With all that they import, since
-# pip would take what they need on the processor that it runs on.
-PACKAGES = ("numpy", "onnxruntime", "torch==2.9.1")
+# The newest PyTorch whose wheel for aarch64 is a plain CPU build, and an ONNX Runtime that qemu 7.2
+# runs (1.32.0 crashes there as soon as it is imported). With all that they import, since pip would
+# take what they need on the processor that it runs on.
+PACKAGES = ("numpy", "onnxruntime==1.23.2", "torch==2.9.1")
 PACKAGES += ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy", "typing_extensions")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
 
