@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from hps_lightning.bluebox import (
     export_bundle,
     refuse_full_directory,
 )
-from hps_lightning.bluebox.formats import compare_formats, formats_table
+from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_table
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
 from hps_lightning.checkpoint import load_classifier, read_checkpoint
 from hps_lightning.cli.runs import RUNS, resolve_checkpoint
@@ -26,7 +27,8 @@ from hps_lightning.modules import RECORD_KEY
 FORMATS = ("pytorch", "onnx", "int8")
 """What `--formats` takes; PyTorch's is always written, since the block runs it."""
 
-_FILES = {"PyTorch float32": WEIGHTS_FILE, "ONNX float32": ONNX_FILE, "ONNX int8": INT8_FILE}
+_FLOAT32, _INT8 = "ONNX float32", "ONNX int8"
+_FILES = {PYTORCH: WEIGHTS_FILE, _FLOAT32: ONNX_FILE, _INT8: INT8_FILE}
 
 
 def run_export(argv: list[str]) -> int:
@@ -73,11 +75,9 @@ def run_export(argv: list[str]) -> int:
     manifest = describe(network, record)
     models: dict[str, bytes] = {}
     if "onnx" in arguments.formats:
-        models["ONNX float32"] = export_onnx(network, manifest, arguments.preprocessing, arguments.fold)
+        models[_FLOAT32] = export_onnx(network, manifest, arguments.preprocessing, arguments.fold)
     if "int8" in arguments.formats:
-        models["ONNX int8"] = export_int8(
-            network, manifest, _calibration(record, arguments.root), arguments.preprocessing
-        )
+        models[_INT8] = export_int8(network, manifest, _calibration(record, arguments.root), arguments.preprocessing)
     rows: list[dict[str, Any]] = []
     metric = next((name for name in ("test/accuracy", "val/accuracy") if name in record.get("metrics", {})), None)
     if models:
@@ -102,7 +102,7 @@ def run_export(argv: list[str]) -> int:
     return 0
 
 
-def _calibration(record: dict[str, Any], root: str | None) -> Any:
+def _calibration(record: dict[str, Any], root: str | None) -> np.ndarray:
     try:
         return calibration_images(record["dataset"], root=root)
     except UserError as error:

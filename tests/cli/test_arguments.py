@@ -1,4 +1,3 @@
-
 import pytest
 
 from hps_lightning import zoo
