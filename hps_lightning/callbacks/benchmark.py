@@ -170,14 +170,13 @@ class Benchmark(Callback):
             # Without a step there is nothing to measure.
             return
         self.epochs[cost.epoch] = cost
-        if not trainer.is_global_zero:
-            return
         times = {
             f"time/{name}": getattr(cost, name) for name in ("train_seconds", "epoch_seconds", "images_per_second")
         }
         if cost.val_seconds is not None:
             times["time/val_seconds"] = cost.val_seconds
-        pl_module.log_dict(times, rank_zero_only=True)
+        # The mean over the processes, which wait for each other in every step.
+        pl_module.log_dict(times, sync_dist=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Prints the table and writes the file."""

@@ -9,12 +9,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from hps_lightning import __version__
 from hps_lightning.engine import FusedTraining, NativeUnavailableError, keep_freed_memory
 from hps_lightning.errors import UserError
+from hps_lightning.modules.metrics import ImageMean
 from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
 
 RECORD_KEY = "hps_lightning"
@@ -73,11 +74,13 @@ class ImageClassifier(LightningModule):
             return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
 
         # Averages over the epoch, added to in each step and logged once: Lightning's own take a tenth of a step.
-        self.train_metrics = nn.ModuleDict({"accuracy": accuracy(), "loss": MeanMetric(nan_strategy="disable")})
+        self.train_metrics = nn.ModuleDict({"accuracy": accuracy(), "loss": ImageMean()})
         self._logged_training = False
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        # Not Lightning's own mean, which rounds the number of images that each of several processes has.
+        self.losses = nn.ModuleDict({stage: ImageMean() for stage in ("val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x ``num_classes``, of images, N x 3 x H x W."""
@@ -129,7 +132,7 @@ class ImageClassifier(LightningModule):
         logits = self._training_logits(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         self.train_metrics["accuracy"].update(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
-        self.train_metrics["loss"].update(loss.detach(), weight=len(images))
+        self.train_metrics["loss"].update(loss.detach(), len(images))
         if not self._logged_training:
             for name, metric in self.train_metrics.items():
                 self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
@@ -139,9 +142,9 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
         images, labels = batch
         logits = self._float32_logits(images)
-        loss = F.cross_entropy(logits, labels)
         metrics(logits, labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.losses[stage].update(F.cross_entropy(logits, labels), len(images))
+        self.log(f"{stage}/loss", self.losses[stage], on_step=False, on_epoch=True, batch_size=len(images))
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images), prog_bar=stage == "val")
         return {"logits": logits, "labels": labels}
 

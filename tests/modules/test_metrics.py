@@ -1,0 +1,23 @@
+import math
+
+import pytest
+import torch
+
+from hps_lightning.modules.metrics import ImageMean
+
+
+def test_a_smaller_batch_counts_less():
+    mean = ImageMean()
+    mean.update(torch.tensor(1.0), 30)
+    mean.update(torch.tensor(5.0), 10)
+    assert mean.compute() == pytest.approx(2.0)
+    mean.reset()
+    mean.update(torch.tensor(3.0), 4)
+    assert mean.compute() == pytest.approx(3.0)
+
+
+def test_nan_stays():
+    mean = ImageMean()
+    mean.update(torch.tensor(1.0), 30)
+    mean.update(torch.tensor(math.nan), 10)
+    assert mean.compute().isnan()
