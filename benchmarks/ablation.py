@@ -13,40 +13,18 @@ import argparse
 import json
 import os
 import re
-import shlex
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
+from trainings import Training, run_all
 
 from hps_lightning.callbacks.benchmark import versions
 
 RUNS = Path("runs/ablation")
 BASE = "as it is"
-
-
-def train(config: str, options: str, folder: Path, seed: int, threads: int) -> dict[str, Any]:
-    """The figures of a training's last epoch.
-
-    Raises:
-        RuntimeError: `hps fit` failed.
-    """
-    command = ["hps", "fit", "--config", config, *shlex.split(options)]
-    command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "fit.log", "w", encoding="utf-8") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
-    if status:
-        raise RuntimeError(f"{shlex.join(command)} failed; see {folder / 'fit.log'}")
-    newest = max(folder.glob("**/benchmark.json"), key=lambda path: path.stat().st_mtime)
-    facts = json.loads(newest.read_text(encoding="utf-8"))
-    figures = {name: facts["metrics"]["final"][name] for name in ("train/loss", "train/accuracy", "val/accuracy")}
-    return {"seed": seed, "seconds_per_epoch": facts["time"]["train_seconds"], **figures}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -100,30 +78,24 @@ def main() -> int:
     changes = {BASE: "", **plan["changes"]}
     head = {"config": plan["config"], "base": plan["base"], "versions": versions()}
     output = arguments.output.with_suffix(".json")
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
 
-    def run(seed: int, name: str) -> dict[str, Any]:
+    def training(seed: int, name: str) -> Training:
         folder = RUNS / arguments.plan.stem / re.sub(r"\W+", "-", name) / f"seed_{seed}"
-        return train(plan["config"], f"{plan['base']} {changes[name]}", folder, seed, threads)
+        return Training(plan["config"], f"{plan['base']} {changes[name]}", seed, folder)
+
+    def finished(key: tuple[int, str], figures: dict[str, Any]) -> None:
+        seed, name = key
+        entry = results.setdefault(name, {"options": changes[name], "runs": []})
+        entry["runs"] = sorted([*entry["runs"], figures], key=lambda one: one["seed"])
+        print(f"seed {seed}  {name:40} {100 * figures['val/accuracy']:.2f} %", flush=True)
+        output.write_text(json.dumps({**head, "changes": results}, indent=1) + "\n", encoding="utf-8")
 
     try:
         results = earlier_results(output, head, changes)
         done = {(entry["seed"], name) for name in results for entry in results[name]["runs"]}
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            # Seed by seed, so that an early end leaves the changes with the same number, but for one.
-            planned = [(seed, name) for seed in range(arguments.seeds) for name in changes]
-            trainings = {pool.submit(run, *key): key for key in planned if key not in done}
-            for training in as_completed(trainings):
-                seed, name = trainings[training]
-                try:
-                    figures = training.result()
-                except RuntimeError:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                entry = results.setdefault(name, {"options": changes[name], "runs": []})
-                entry["runs"] = sorted([*entry["runs"], figures], key=lambda one: one["seed"])
-                print(f"seed {seed}  {name:40} {100 * figures['val/accuracy']:.2f} %", flush=True)
-                output.write_text(json.dumps({**head, "changes": results}, indent=1) + "\n", encoding="utf-8")
+        # Seed by seed, so that an early end leaves the changes with the same number, but for one.
+        planned = [(seed, name) for seed in range(arguments.seeds) for name in changes]
+        run_all({key: training(*key) for key in planned if key not in done}, arguments.jobs, finished)
     except RuntimeError as error:
         print(f"ablation: error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,255 @@
+"""Each optimizer at its best rate, under each schedule: the comparison that the paper describes and does not print.
+
+    python benchmarks/optimizer_study.py benchmarks/optimizer_studies/hps_06_05x.yaml \
+        --output benchmarks/results/optimizers-hps_06_05x
+
+Trains in three rounds, all on the hold-out and over equal epochs: every optimizer with every rate
+of its grid, one seed; at its best rate under every schedule that suits it, all seeds; the best of
+all with the plan's changes. Every training is a run of `hps fit` of its own, kept under `runs/`;
+what the output holds already is not trained again, so that a study goes on where it stopped.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from trainings import Training, run_all
+
+from hps_lightning.callbacks.benchmark import hardware, versions
+
+RUNS = Path("runs/optimizers")
+CONSTANT = "constant"
+_SHARED = ("config", "base", "tuning_schedule")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a training is of.
+
+    Attributes:
+        optimizer: its name in the plan.
+        rate: its learning rate.
+        schedule: its name in the plan.
+        change: name of the plan's change of the network, or "".
+        seed: of everything random.
+    """
+
+    optimizer: str
+    rate: float
+    schedule: str
+    change: str
+    seed: int
+
+
+class Study:
+    """A plan and what has been trained of it.
+
+    Args:
+        plan: the YAML file's content.
+        path: the JSON file of the results, which are taken up where it exists.
+
+    Raises:
+        RuntimeError: the file is of a study whose trainings share something else.
+    """
+
+    def __init__(self, plan: dict[str, Any], path: Path) -> None:
+        self.plan = plan
+        self.path = path
+        self.figures: dict[Setting, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if any(found.get(key) != plan[key] for key in _SHARED):
+            raise RuntimeError(f"{path} is of another study; remove it, or give another --output")
+        for run in found["runs"]:
+            setting = Setting(**run["setting"])
+            # A training whose options the plan no longer gives is of another study.
+            if setting.optimizer in plan["optimizers"] and run["options"] == self.options(setting):
+                self.figures[setting] = run["figures"]
+
+    def options(self, setting: Setting) -> str:
+        """The options of `hps fit` for a setting, but for its seed."""
+        parts = (
+            self.plan["base"],
+            self.plan["optimizers"][setting.optimizer]["options"],
+            f"--optimizer.lr {setting.rate:g}",
+            self.plan["schedules"].get(setting.schedule, ""),
+            self.plan["changes"].get(setting.change, ""),
+        )
+        return " ".join(part for part in parts if part)
+
+    def tuning_schedule(self, optimizer: str) -> str:
+        """The schedule under which an optimizer's rate is tuned."""
+        return CONSTANT if optimizer in self.plan["unscheduled"] else self.plan["tuning_schedule"]
+
+    def accuracy(self, setting: Setting) -> float:
+        """Accuracy of the last epoch on the hold-out; 0 where the training diverged."""
+        accuracy = self.figures[setting]["val/accuracy"]
+        return accuracy if math.isfinite(self.figures[setting]["train/loss"]) else 0.0
+
+    def tuning(self) -> list[Setting]:
+        """The first round: every optimizer with every rate."""
+        seed = self.plan["seeds"][0]
+        return [
+            Setting(name, float(rate), self.tuning_schedule(name), "", seed)
+            for name, entry in self.plan["optimizers"].items()
+            for rate in entry["rates"]
+        ]
+
+    def best_rate(self, optimizer: str) -> float:
+        """The rate with which an optimizer did best in the first round."""
+        tried = [setting for setting in self.tuning() if setting.optimizer == optimizer]
+        return max(tried, key=self.accuracy).rate
+
+    def comparison(self) -> list[Setting]:
+        """The second round: every optimizer at its best rate, under every schedule that suits it."""
+        rates = {name: self.best_rate(name) for name in self.plan["optimizers"]}
+        return [
+            Setting(name, rates[name], schedule, "", seed)
+            for seed in self.plan["seeds"]
+            for name in rates
+            for schedule in (self.plan["schedules"] if name not in self.plan["unscheduled"] else [CONSTANT])
+        ]
+
+    def changes(self) -> list[Setting]:
+        """The third round: the best of the second, with each change."""
+        best = max(self.comparison(), key=lambda setting: mean(self.over_seeds(setting)))
+        return [
+            Setting(best.optimizer, best.rate, best.schedule, change, seed)
+            for seed in self.plan["seeds"]
+            for change in ("", *self.plan["changes"])
+        ]
+
+    def over_seeds(self, setting: Setting) -> list[float]:
+        """The accuracies of a setting over the plan's seeds, as far as they are trained."""
+        same = [Setting(**{**asdict(setting), "seed": seed}) for seed in self.plan["seeds"]]
+        return [self.accuracy(one) for one in same if one in self.figures]
+
+    def train(self, settings: list[Setting], jobs: int) -> None:
+        """Trains what is not trained yet, and writes each result as it comes.
+
+        Raises:
+            RuntimeError: a training failed.
+        """
+        due = {setting: self._training(setting) for setting in settings if setting not in self.figures}
+        run_all(due, jobs, self._finished)
+
+    def _training(self, setting: Setting) -> Training:
+        words = (setting.optimizer, f"{setting.rate:g}", setting.schedule, setting.change, f"seed_{setting.seed}")
+        folder = RUNS / "-".join(re.sub(r"[^\w.]+", "_", word) for word in words if word)
+        return Training(self.plan["config"], self.options(setting), setting.seed, folder)
+
+    def _finished(self, setting: Setting, figures: dict[str, Any]) -> None:
+        self.figures[setting] = figures
+        where = f"{setting.optimizer} {setting.rate:g}, {setting.schedule}{setting.change and ', ' + setting.change}"
+        print(f"seed {setting.seed}  {where:60} {100 * self.accuracy(setting):.2f} %", flush=True)
+        runs = [
+            {"setting": asdict(one), "options": self.options(one), "figures": found}
+            for one, found in self.figures.items()
+        ]
+        content = {key: self.plan[key] for key in _SHARED}
+        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu")), "runs": runs}
+        beside = self.path.with_suffix(".json.part")
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.replace(self.path)
+
+
+def _percent(accuracies: list[float]) -> str:
+    if not accuracies:
+        return ""
+    spread = f" ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{100 * mean(accuracies):.2f}{spread}"
+
+
+def tables(study: Study) -> str:
+    """The three rounds as Markdown."""
+    lines = ["Accuracy on the hold-out in percent after the last epoch.", "", "Rates, one seed:", ""]
+    lines += ["| optimizer | rates and accuracies | best |", "|---|---|---|"]
+    for name, entry in study.plan["optimizers"].items():
+        tried = [setting for setting in study.tuning() if setting.optimizer == name]
+        best = study.best_rate(name)
+        edge = ", at the edge of the grid" if best in (min(entry["rates"]), max(entry["rates"])) else ""
+        each = ", ".join(f"{one.rate:g}: {100 * study.accuracy(one):.2f}" for one in tried)
+        lines.append(f"| {name} | {each} | {best:g}{edge} |")
+    schedules = list(study.plan["schedules"])
+    lines += ["", f"At the best rate, mean and deviation over {len(study.plan['seeds'])} seeds:", ""]
+    lines += [f"| optimizer | {' | '.join(schedules)} |", "|---" * (1 + len(schedules)) + "|"]
+    first = study.plan["seeds"][0]
+    for name in study.plan["optimizers"]:
+        rate = study.best_rate(name)
+        row = [_percent(study.over_seeds(Setting(name, rate, schedule, "", first))) for schedule in schedules]
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    best = study.changes()[0]
+    lines += ["", f"{best.optimizer}, {best.rate:g}, {best.schedule}:", ""]
+    lines += ["| change | accuracy | peak memory of the process | seconds an epoch |", "|---|---|---|---|"]
+    for setting in study.changes()[: 1 + len(study.plan["changes"])]:
+        found = study.figures[setting]
+        lines.append(
+            f"| {setting.change or 'as it is'} | {_percent(study.over_seeds(setting))} | "
+            f"{found['peak_bytes'] / 1e6:.0f} MB | {found['seconds_per_epoch']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(study: Study) -> Figure:
+    """Every optimizer's accuracies under every schedule: a mark for each seed, a dash at their mean."""
+    # Okabe and Ito's colours, which the colour-blind can tell apart; the mark tells them too.
+    colours = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
+    marks = "osD^vP"
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    names = list(study.plan["optimizers"])
+    schedules = list(study.plan["schedules"])
+    for column, schedule in enumerate(schedules):
+        shift = (column - (len(schedules) - 1) / 2) * 0.8 / len(schedules)
+        colour, mark = colours[column % len(colours)], marks[column % len(marks)]
+        points, means = [], []
+        for row, name in enumerate(names):
+            found = study.over_seeds(Setting(name, study.best_rate(name), schedule, "", study.plan["seeds"][0]))
+            points += [(row + shift, 100 * accuracy) for accuracy in found]
+            means += [(row + shift, 100 * mean(found))] if found else []
+        axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, alpha=0.6, label=schedule, linewidth=0)
+        axes.plot(*zip(*means, strict=True), "_", color=colour, markersize=11, markeredgewidth=2)
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    axes.set_ylabel("accuracy on the hold-out in %")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(schedules), frameon=False)
+    return figure
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="YAML file with optimizers, rates, schedules and changes")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="trainings at a time, which share the cores (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="where to write the results, without extension")
+    arguments = parser.parse_args()
+    try:
+        study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), arguments.output.with_suffix(".json"))
+        for settings in (study.tuning, study.comparison, study.changes):
+            study.train(settings(), arguments.jobs)
+    except RuntimeError as error:
+        print(f"optimizer_study: error: {error}", file=sys.stderr)
+        return 1
+    arguments.output.with_suffix(".md").write_text(tables(study), encoding="utf-8")
+    plot(study).savefig(arguments.output.with_suffix(".png"), dpi=160)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Trainings that a study is made of: each a run of `hps fit` of its own, several at a time."""
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of `hps fit`.
+
+    Attributes:
+        config: the config that it starts from.
+        options: further options of `hps fit`, as typed in a shell.
+        seed: of everything random.
+        folder: where its run and its output go.
+    """
+
+    config: str
+    options: str
+    seed: int
+    folder: Path
+
+    def run(self, threads: int) -> dict[str, Any]:
+        """The figures of the last epoch.
+
+        Args:
+            threads: of computation.
+
+        Returns:
+            ``seed``, ``seconds_per_epoch``, ``peak_bytes`` of the process, and :data:`FIGURES`.
+
+        Raises:
+            RuntimeError: `hps fit` failed.
+        """
+        command = ["hps", "fit", "--config", self.config, *shlex.split(self.options)]
+        command += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.folder)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "fit.log", "w", encoding="utf-8") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        if status:
+            raise RuntimeError(f"{shlex.join(command)} failed; see {self.folder / 'fit.log'}")
+        newest = max(self.folder.glob("**/benchmark.json"), key=lambda path: path.stat().st_mtime)
+        facts = json.loads(newest.read_text(encoding="utf-8"))
+        return {
+            "seed": self.seed,
+            "seconds_per_epoch": facts["time"]["train_seconds"],
+            "peak_bytes": facts["memory"]["process_peak_bytes"],
+            **{name: facts["metrics"]["final"][name] for name in FIGURES},
+        }
+
+
+def run_all(
+    trainings: dict[Hashable, Training], jobs: int, finished: Callable[[Hashable, dict[str, Any]], None]
+) -> None:
+    """Runs trainings in their order, several at a time, since small networks leave a second core idle.
+
+    Args:
+        trainings: by a key of the caller's.
+        jobs: how many share the cores.
+        finished: told each training's key and figures, in the calling thread.
+
+    Raises:
+        RuntimeError: a training failed; those under way are ended orderly first, no other is begun.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        under_way = {pool.submit(training.run, threads): key for key, training in trainings.items()}
+        for done in as_completed(under_way):
+            try:
+                figures = done.result()
+            except RuntimeError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            finished(under_way[done], figures)
