@@ -236,12 +236,14 @@ class OneCycleLR(LRSchedule):
             raise UserError(f"OneCycleLR: pct_start must lie between 0 and 1, got {self.pct_start!r}.")
         highest = optimizer.param_groups[0]["lr"] if self.max_lr is None else self.max_lr
         _require_positive(self, max_lr=highest, div_factor=self.div_factor, final_div_factor=self.final_div_factor)
+        # torch divides by the length of the rise, which it counts from the first step to the last one of it.
+        one_step = self.pct_start * length.steps == 1
         return _per_step(
             lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=highest,
                 total_steps=length.steps,
-                pct_start=self.pct_start,
+                pct_start=self.pct_start * (1 + 1e-9) if one_step else self.pct_start,
                 div_factor=self.div_factor,
                 final_div_factor=self.final_div_factor,
                 anneal_strategy=self.anneal_strategy,

@@ -140,6 +140,15 @@ def test_one_cycle_peaks_at_max_lr_and_ends_with_the_training():
     assert (rates[0], max(rates), rates[14], rates[-1]) == pytest.approx((0.1, 0.4, 0.4, 0.01))
 
 
+@pytest.mark.parametrize(("steps", "pct_start"), [(5, 0.2), (2, 0.5), (10, 0.1), (3, 0.2)])
+def test_one_cycle_fits_into_the_shortest_trainings(steps, pct_start):
+    length = TrainingLength(epochs=1, steps_per_epoch=steps, validates=True)
+    optimizer = _optimizer()
+    rates = walk(optimizer, build_schedule(optimizer, _spec("OneCycleLR", pct_start=pct_start), length), length)
+    assert max(rates) > 0.1 / 25
+    assert all(0 < rate <= 0.1 for rate in rates)
+
+
 def test_schedules_that_cycle_leave_the_momentum_alone():
     for name in ("CyclicLR", "OneCycleLR"):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.7)
