@@ -4,12 +4,13 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -44,6 +45,12 @@ class SaveFitConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves out what is no training: its config would replace the training's."""
         if stage == "fit" and trainer.log_dir is not None:
+            # Whoever repeats the training wants another one, in a folder of its own.
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            logger = self.config.trainer.logger
+            if isinstance(logger, jsonargparse.Namespace) and "version" in logger.init_args:
+                logger.init_args.version = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -54,11 +61,15 @@ class HPSCLI(LightningCLI):
         args: the subcommand and its arguments, all names resolved (see ``cli.arguments``).
         record: our record in the checkpoint that ``--ckpt_path`` names, if it names one.
         run: the run that this checkpoint lies in, if it lies in one.
+        callbacks: further ones, which are no part of the run's config.
     """
 
-    def __init__(self, args: list[str], record: dict[str, Any] | None, run: Run | None) -> None:
+    def __init__(
+        self, args: list[str], record: dict[str, Any] | None, run: Run | None, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.record = record
         self.run_folder = run
+        self.further_callbacks = callbacks
         super().__init__(
             model_class=ImageClassifier,
             datamodule_class=ImageDataModule,
@@ -68,7 +79,7 @@ class HPSCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10},
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            parser_kwargs={"exit_on_error": False, **{name: _parser_settings(name) for name in self.subcommands()}},
             auto_configure_optimizers=False,
             # Modules save their own arguments, as plain values.
             load_from_checkpoint_support=False,
@@ -140,7 +151,7 @@ class HPSCLI(LightningCLI):
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
         trainer.logger = self._logger(config)
-        callbacks: list[Any] = [Summary(), Dashboard(), WeightsCheckpoint(), Report()]
+        callbacks: list[Any] = [*self.further_callbacks, Summary(), Dashboard(), WeightsCheckpoint(), Report()]
         if trainer.logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if trainer.enable_progress_bar is not False:
@@ -194,6 +205,35 @@ class HPSCLI(LightningCLI):
         self.model.checkpoint_record = self.record
 
     before_validate = before_test
+
+
+class TrainingPlan(HPSCLI):
+    """What `hps fit` would train: everything is decided, and nothing is built or run."""
+
+    def _set_seed(self) -> None:
+        # Nothing is drawn.
+        pass
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def dump(self) -> str:
+        """The whole config, as a training saves it."""
+        return self._parser("fit").dump(self.config.fit, skip_none=False)
+
+
+def _parser_settings(command: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"exit_on_error": False}
+    if command == "fit":
+        # No argument of one training, so that no config can hold it: see `cli.seeds`.
+        settings["epilog"] = (
+            "--seeds 3 trains with the seeds 0, 1 and 2, one after the other, --seeds 0,5,7 with those; each run is "
+            "kept, and mean and spread are printed. Interrupted, the same command goes on where it stopped."
+        )
+    return settings
 
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:
@@ -339,8 +379,13 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run_lightning(command: str, argv: list[str]) -> int:
-    """Runs a subcommand of Lightning's CLI; returns the exit status.
+def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI) -> HPSCLI:
+    """Runs a subcommand of Lightning's CLI; returns what ran it, with its trainer.
+
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        argv: the user's arguments after it.
+        cli: what is made of them; called with arguments, record and run of an :class:`HPSCLI`.
 
     Raises:
         UserError: something that the user gave cannot be used.
@@ -348,9 +393,18 @@ def run_lightning(command: str, argv: list[str]) -> int:
     quieten()
     tokens, record, run = restore(command, expand(argv))
     try:
-        HPSCLI([command, *tokens], record, run)
+        return cli([command, *tokens], record, run)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise UserError(f"The device's memory does not suffice; choose a smaller --data.batch_size. {error}") from error
+
+
+def run_lightning(command: str, argv: list[str]) -> int:
+    """Runs a subcommand as :func:`run_cli` does; returns the exit status.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    run_cli(command, argv)
     return 0

@@ -1,4 +1,7 @@
-"""Where trainings leave their files: ``runs/NAME/version_N``, with ``checkpoints/`` inside."""
+"""Where trainings leave their files: ``runs/NAME/version_N``, with ``checkpoints/`` inside.
+
+Those of several seeds lie together, as ``runs/NAME/seeds_K/seed_S`` (see ``cli.seed_group``).
+"""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hps_lightning import zoo
+from hps_lightning.cli.seed_group import GROUP_FILE
 from hps_lightning.errors import UserError
 
 RUNS = "runs"
@@ -14,10 +18,18 @@ RUNS = "runs"
 NEWEST = ("last", "best")
 """What `--ckpt_path` takes besides a path: a checkpoint of the newest run."""
 
+_RUNS = ("*/version_*", "*/seeds_*/seed_*")
+
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of one training, as TensorBoard's logger lays it out."""
+    """The folder of one training, as TensorBoard's logger lays it out.
+
+    Attributes:
+        save_dir: the folder of all runs.
+        name: of the network and its data.
+        version: "version_N", or "seeds_K/seed_S".
+    """
 
     save_dir: Path
     name: str
@@ -32,13 +44,20 @@ class Run:
 def run_of(checkpoint: Path) -> Run | None:
     """The run that a checkpoint lies in, or None where it lies elsewhere."""
     folder = checkpoint.absolute().parent
-    if folder.name != "checkpoints" or not re.fullmatch(r"version_\d+", folder.parent.name):
+    directory = folder.parent
+    if folder.name != "checkpoints":
         return None
-    version = folder.parent
-    if version.is_relative_to(Path.cwd()):
+    if re.fullmatch(r"version_\d+", directory.name):
+        network = directory.parent
+    elif re.fullmatch(r"seeds_\d+/seed_\d+", "/".join(directory.parts[-2:])):
+        network = directory.parent.parent
+    else:
+        return None
+    save_dir = network.parent
+    if save_dir.is_relative_to(Path.cwd()):
         # As Lightning was given it when the training began.
-        version = version.relative_to(Path.cwd())
-    return Run(version.parent.parent, version.parent.name, version.name)
+        save_dir = save_dir.relative_to(Path.cwd())
+    return Run(save_dir, network.name, directory.relative_to(network).as_posix())
 
 
 def resolve_checkpoint(value: str, runs: Path) -> Path:
@@ -49,11 +68,17 @@ def resolve_checkpoint(value: str, runs: Path) -> Path:
         runs: the folder of all runs.
 
     Raises:
-        UserError: "last" or "best" is asked for and there is none.
+        UserError: "last" or "best" is asked for and there is none; or a folder of several seeds is named.
     """
     if value not in NEWEST:
+        if (Path(value) / GROUP_FILE).is_file():
+            raise UserError(
+                f"{value} holds several trainings, which only `hps test` takes together; name the checkpoint of one, "
+                f"such as {next(Path(value).glob('seed_*/checkpoints/last.ckpt'), Path(value, 'seed_0'))}."
+            )
         return Path(value)
-    newest = max(runs.glob("*/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    checkpoints = [path for pattern in _RUNS for path in runs.glob(f"{pattern}/checkpoints/last.ckpt")]
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise UserError(f"There is no run with a checkpoint below {runs}; give a path: --ckpt_path FILE.")
     path = newest.with_name(f"{value}.ckpt")

@@ -6,8 +6,8 @@ from hps_lightning.cli.runs import resolve_checkpoint, run_name, run_of
 from hps_lightning.errors import UserError
 
 
-def make_run(runs, name, version, age, *checkpoints):
-    folder = runs / name / f"version_{version}" / "checkpoints"
+def make_run(runs, name, version, age, *checkpoints, directory=None):
+    folder = runs / name / (directory or f"version_{version}") / "checkpoints"
     folder.mkdir(parents=True)
     for checkpoint in checkpoints:
         (folder / checkpoint).touch()
@@ -43,6 +43,26 @@ def test_run_of_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(run_of(folder / "last.ckpt").save_dir) == "runs"
     assert run_of(tmp_path / "weights.ckpt") is None
+
+
+def test_a_run_of_several_seeds_is_one_as_any_other(tmp_path, monkeypatch):
+    make_run(tmp_path / "runs", "net", 0, 50, "last.ckpt")
+    folder = make_run(tmp_path / "runs", "net", 0, 1, "last.ckpt", directory="seeds_2/seed_7")
+    assert resolve_checkpoint("last", tmp_path / "runs") == folder / "last.ckpt"
+    monkeypatch.chdir(tmp_path)
+    run = run_of(folder / "last.ckpt")
+    assert (str(run.save_dir), run.name, run.version) == ("runs", "net", "seeds_2/seed_7")
+    assert run.directory.absolute() == folder.parent
+    monkeypatch.chdir(folder.parent)
+    assert run_of(folder / "last.ckpt").directory == folder.parent
+    assert run_of(make_run(tmp_path, "net", 0, 1, "x.ckpt", directory="others/seed_7") / "x.ckpt") is None
+
+
+def test_a_folder_of_several_seeds_is_no_checkpoint(tmp_path):
+    make_run(tmp_path, "net", 0, 1, "last.ckpt", directory="seeds_0/seed_7")
+    (tmp_path / "net" / "seeds_0" / "seeds.json").touch()
+    with pytest.raises(UserError, match=r"several trainings.*seed_7/checkpoints/last\.ckpt"):
+        resolve_checkpoint(str(tmp_path / "net" / "seeds_0"), tmp_path)
 
 
 @pytest.mark.parametrize(

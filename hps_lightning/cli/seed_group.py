@@ -1,0 +1,240 @@
+"""Trainings that differ in their seed alone, as they lie on disk: ``runs/NAME/seeds_K``.
+
+Each seed's run is ``seed_S`` in there, ``config.yaml`` is what they have in common, and ``seeds.json`` says
+which seeds there are and what came out.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+GROUP_FILE = "seeds.json"
+GROUP_FORMAT = 1
+
+Figures = dict[str, float | None]
+"""Values by their names in TensorBoard; None where one is no number, as a loss that has diverged."""
+
+
+def finite(values: Mapping[str, float | None]) -> Figures:
+    """``values`` as JSON can hold them: None instead of what is no finite number."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def summarise(figures: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+    """What several runs' figures come to.
+
+    Args:
+        figures: of each run, at least one.
+
+    Returns:
+        For each name that all runs have: ``mean``, ``std`` (sample standard deviation, n - 1; None of a
+        single value), ``min``, ``max``, and ``values`` in the runs' order. Where a value is None, so is
+        all that would be computed from it.
+    """
+    summary = {}
+    for name in figures[0]:
+        if not all(name in run for run in figures):
+            continue
+        values = [run[name] for run in figures]
+        known = None not in values
+        summary[name] = {
+            "mean": statistics.fmean(values) if known else None,
+            "std": statistics.stdev(values) if known and len(values) > 1 else None,
+            "min": min(values) if known else None,
+            "max": max(values) if known else None,
+            "values": values,
+        }
+    return summary
+
+
+@dataclass
+class SeedGroup:
+    """Trainings that differ in their seed alone.
+
+    Attributes:
+        directory: where they lie, ``runs/NAME/seeds_K``.
+        arguments: those of `hps fit` that began it, as typed.
+        seeds: in the order of their training.
+        figures: of the last epoch of each training that is finished, by seed.
+        test: what `hps test` measured: ``arguments``, ``figures`` and ``summary``; None before.
+    """
+
+    directory: Path
+    arguments: list[str]
+    seeds: list[int]
+    figures: dict[int, Figures] = field(default_factory=dict)
+    test: dict[str, Any] | None = None
+    # The folders that did not exist before, innermost first.
+    _made: list[Path] = field(default_factory=list, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, directory: Path) -> "SeedGroup":
+        """Reads the group that lies in ``directory``.
+
+        Raises:
+            UserError: there is none, or it is damaged, or another version's.
+        """
+        path = directory / GROUP_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != GROUP_FORMAT:
+                raise UserError(f"{path} has format {content['format']!r}; this version reads {GROUP_FORMAT}.")
+            figures = {int(seed): values for seed, values in content["figures"].items()}
+            return cls(directory, content["arguments"], content["seeds"], figures, content["test"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} cannot be read: {error!r}") from error
+
+    @classmethod
+    def create(cls, folder: Path, arguments: list[str], seeds: list[int], config: str) -> "SeedGroup":
+        """Makes the next ``seeds_K`` in ``folder``, without a training yet.
+
+        Args:
+            folder: of all runs of the network, ``runs/NAME``; made where it is missing.
+            arguments: those of `hps fit`, as typed.
+            seeds: in the order of their training.
+            config: what the trainings have in common, as YAML.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        number = max((_number(path) for path in _directories(folder)), default=-1) + 1
+        group = cls(folder / f"seeds_{number}", list(arguments), list(seeds))
+        group._made = [path for path in (group.directory, *group.directory.parents) if not path.exists()]
+        try:
+            group.directory.mkdir(parents=True)
+            group.config_path.write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{group.directory} cannot be written: {error}") from error
+        # Last, since without it there is no group to find.
+        group.save()
+        return group
+
+    @classmethod
+    def find_unfinished(cls, folder: Path, seeds: list[int], config: str) -> "SeedGroup | None":
+        """The newest group in ``folder`` of the same seeds and configuration that is not finished; None without one.
+
+        Args:
+            folder: of all runs of the network, ``runs/NAME``.
+            seeds: in their order.
+            config: what the trainings have in common, as YAML.
+        """
+        wanted = yaml.safe_load(config)
+        for directory in sorted(_directories(folder), key=_number, reverse=True):
+            # What cannot be read is no group to go on with.
+            with contextlib.suppress(UserError, OSError, ValueError, yaml.YAMLError):
+                group = cls.load(directory)
+                found = yaml.safe_load(group.config_path.read_text(encoding="utf-8"))
+                if group.seeds == seeds and found == wanted and group.unfinished:
+                    return group
+        return None
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration that all trainings have in common."""
+        return self.directory / "config.yaml"
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The seeds that are still to be trained, in their order."""
+        return [seed for seed in self.seeds if seed not in self.figures]
+
+    def run_directory(self, seed: int) -> Path:
+        """Where the training of a seed lies."""
+        return self.directory / f"seed_{seed}"
+
+    def last_checkpoint(self, seed: int) -> Path:
+        """The newest state of a seed's training, whether it exists or not."""
+        return self.run_directory(seed) / "checkpoints" / "last.ckpt"
+
+    def summary(self) -> dict[str, dict[str, Any]] | None:
+        """What the trainings come to (see :func:`summarise`); None before all are finished."""
+        return None if self.unfinished else summarise([self.figures[seed] for seed in self.seeds])
+
+    def save(self) -> None:
+        """Writes ``seeds.json``, whole.
+
+        Raises:
+            UserError: it cannot be written; an earlier one is left as it was.
+        """
+        content = {
+            "format": GROUP_FORMAT,
+            "arguments": self.arguments,
+            "seeds": self.seeds,
+            "figures": self.figures,
+            "summary": self.summary(),
+            "test": self.test,
+        }
+        path = self.directory / GROUP_FILE
+        try:
+            with replaced_whole(path) as aside:
+                aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """Keeps other processes from training the group, and takes up what they had written before.
+
+        Yields:
+            A file descriptor: who inherits it keeps the lock, even if this process is killed. None on Windows,
+            which has no such locks.
+
+        Raises:
+            UserError: another process trains the group.
+        """
+        descriptor = None if fcntl is None else os.open(self.directory, os.O_RDONLY)
+        try:
+            if descriptor is not None:
+                self._lock(descriptor)
+            newest = SeedGroup.load(self.directory)
+            self.figures, self.test = newest.figures, newest.test
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.directory} is being trained by another process; wait for its end.") from error
+        except OSError:
+            # Some network file systems lock no folders; a training is worth more than the lock.
+            pass
+
+    def discard_if_empty(self) -> bool:
+        """Removes what :meth:`create` made, if no training has left anything there; whether it did."""
+        ours = [self.directory / GROUP_FILE, self.config_path]
+        if not self._made or not set(self.directory.iterdir()) <= set(ours):
+            return False
+        for path in ours:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for directory in self._made:
+                directory.rmdir()
+        return True
+
+
+def _directories(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("seeds_*") if re.fullmatch(r"seeds_\d+", path.name)]
+
+
+def _number(directory: Path) -> int:
+    return int(directory.name.removeprefix("seeds_"))
