@@ -1,0 +1,212 @@
+"""Where a study is kept: an SQLite or a journal file on one machine, a PostgreSQL for many."""
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from hps_lightning.errors import UserError
+
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
+"""What Optuna raises where a storage does not answer."""
+
+HEARTBEAT_S = 30
+"""Seconds between two signs of life of a worker, if not given."""
+
+GRACE = 4
+"""After how many of them without a sign a worker is taken for dead."""
+
+_JOURNAL = "journal:///"
+_SQLITE = "sqlite:///"
+
+
+class StorageDownError(UserError):
+    """The storage does not answer; what the runs' folders hold is safe."""
+
+
+def default_url(runs: Path, study: str) -> str:
+    """The URL of the SQLite file that keeps a study beside its runs."""
+    return f"{_SQLITE}{runs / 'explore' / study}.db"
+
+
+class _SturdyStorage(RDBStorage):
+    """Optuna's database, whose sign of life outlives an outage.
+
+    Else the thread that gives it would end with the first error, and the worker be taken for
+    dead while it trains.
+    """
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(*STORAGE_ERRORS):
+            super().record_heartbeat(trial_id)
+
+
+def is_file(url: str) -> bool:
+    """Whether a URL is that of a file, which one machine's workers share."""
+    return url.startswith((_JOURNAL, _SQLITE))
+
+
+def local_path(url: str) -> Path:
+    """The file that a URL of one names."""
+    return Path(url.removeprefix(_JOURNAL).removeprefix(_SQLITE))
+
+
+def without_password(url: str) -> str:
+    """A URL that may be printed."""
+    if is_file(url):
+        return url
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return "the given storage"
+
+
+def open_storage(url: str, retries: int = 3, heartbeat_s: int = HEARTBEAT_S) -> BaseStorage:
+    """Opens a storage; one in a file is made if there is none.
+
+    Args:
+        url: ``sqlite:///FILE``, ``journal:///FILE``, ``postgresql://USER:PASSWORD@HOST/DATABASE``,
+            or another one that SQLAlchemy knows. A path after three slashes is relative.
+        retries: how often a trial is begun again whose worker died.
+        heartbeat_s: seconds between two signs of life of a worker; a journal has none.
+
+    Raises:
+        StorageDownError: the storage cannot be reached.
+        UserError: the URL is none, a driver is missing, or another version wrote the storage.
+    """
+    if is_file(url):
+        _make_folder(local_path(url))
+    try:
+        if url.startswith(_JOURNAL):
+            return JournalStorage(JournalFileBackend(str(local_path(url))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.storages.get_storage(_database(url, retries, heartbeat_s))
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UserError(
+            "The storage's URL cannot be read; it is sqlite:///FILE, journal:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE."
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"{without_password(url)} needs a driver that is not installed; for PostgreSQL: "
+            "pip install 'hps_lightning[postgresql]'."
+        ) from error
+    except STORAGE_ERRORS as error:
+        raise storage_down(url, error) from None
+    except RuntimeError as error:
+        # Optuna compares the version of its tables alone.
+        raise UserError(f"Another version of Optuna made {without_password(url)}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{without_password(url)} is damaged, or no study's storage: {error}") from error
+
+
+def _database(url: str, retries: int, heartbeat_s: int) -> RDBStorage:
+    parsed = sqlalchemy.make_url(url)
+    if parsed.drivername == "postgresql":
+        # SQLAlchemy would look for the predecessor of the driver that we install.
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    # A connection that the server closed is noticed, and made anew.
+    arguments: dict[str, object] = {"pool_pre_ping": True}
+    if parsed.get_backend_name() == "sqlite":
+        arguments["connect_args"] = {"timeout": 60}
+    elif parsed.get_backend_name() == "postgresql":
+        arguments["connect_args"] = {"connect_timeout": 10}
+    return _SturdyStorage(
+        parsed.render_as_string(hide_password=False),
+        engine_kwargs=arguments,
+        heartbeat_interval=heartbeat_s,
+        grace_period=GRACE * heartbeat_s,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(retries, inherit_intermediate_values=True),
+    )
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Closes a storage's connections."""
+    with contextlib.suppress(*STORAGE_ERRORS):
+        storage.remove_session()
+    database = getattr(storage, "_backend", storage)
+    if isinstance(database, RDBStorage):
+        database.engine.dispose()
+
+
+def storage_down(url: str, error: Exception) -> StorageDownError:
+    """The error that says that a storage does not answer, without its password."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(cause).__name__
+    with contextlib.suppress(ArgumentError, ValueError):
+        password = None if is_file(url) else sqlalchemy.make_url(url).password
+        if password:
+            reason = reason.replace(str(password), "***")
+    return StorageDownError(
+        f"The storage {without_password(url)} does not answer: {reason}. Trials that are trained lie in their runs' "
+        "folders; the same command goes on when the storage is back."
+    )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {path.parent} cannot be made: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def alone(url: str, study: str) -> Iterator[None]:
+    """Keeps other workers of a study out while one sets up what all share.
+
+    Two that make a database's tables at once would each find half of the other's.
+
+    Raises:
+        StorageDownError: the storage cannot be reached.
+    """
+    if is_file(url):
+        _make_folder(local_path(url))
+        path = local_path(url)
+        try:
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                yield
+        except PermissionError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+        return
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        # Opening it says what is wrong.
+        yield
+        return
+    if parsed.get_backend_name() != "postgresql":
+        yield
+        return
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
+    try:
+        engine = sqlalchemy.create_engine(parsed, connect_args={"connect_timeout": 10})
+    except ImportError:
+        yield
+        return
+    try:
+        connection = engine.connect()
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise storage_down(url, error) from None
+    try:
+        yield
+    finally:
+        # The server frees the lock with the connection.
+        connection.close()
+        engine.dispose()

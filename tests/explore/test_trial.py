@@ -1,0 +1,105 @@
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from hps_lightning.errors import UserError
+from hps_lightning.explore.config import option_tokens
+from hps_lightning.explore.trial import TrialFailedError, TrialFolder, run_training
+
+FIT = ["--model=hps", "--model.stages=[1,1,1,1]", "--model.width=0.1", "--data.dataset=digits", "--data.batch_size=16"]
+FIT += ["--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
+
+
+def refuse(name, content):
+    raise AssertionError(f"asked {name}: {content}")
+
+
+@pytest.mark.train
+def test_a_training_tells_how_it_goes_and_stops_when_told_to(tmp_path):
+    folder = TrialFolder(tmp_path, 7)
+    asked = []
+
+    def answer(name, content):
+        asked.append((name, content))
+        return content.get("epoch") != 1
+
+    argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
+    assert run_training(argv, answer, folder.log, ["parameters"]) == "done"
+    assert [name for name, _ in asked] == ["network", "epoch", "epoch"]
+    assert asked[0][1]["epochs"] == 3
+    assert asked[0][1]["costs"]["parameters"] > 0
+    assert 0 <= asked[2][1]["error"] <= 1
+    report = json.loads((folder.run / "benchmark.json").read_text())
+    assert len(report["epochs"]) == 2
+    assert 1 - report["metrics"]["final"]["val/accuracy"] == asked[2][1]["error"]
+    assert folder.finished_error(3) is None, "it was stopped early"
+    assert folder.finished_error(2) == asked[2][1]["error"]
+    assert "epoch 2/3" in folder.log.read_text()
+
+    asked.clear()
+    again = TrialFolder(tmp_path, 8)
+    assert again.take_over([TrialFolder(tmp_path, 6), folder])
+    go_on = [f"--ckpt_path={again.checkpoints()[0]}"]
+    assert run_training(go_on, lambda *message: not asked.append(message), again.log, None) == "done"
+    assert [content.get("epoch") for _, content in asked] == [None, 2]
+    assert asked[0][1]["costs"] is None
+    assert len(json.loads((again.run / "benchmark.json").read_text())["epochs"]) == 3
+    assert len(json.loads((folder.run / "benchmark.json").read_text())["epochs"]) == 2, "a copy went on"
+
+
+@pytest.mark.train
+def test_a_network_that_is_not_wanted_is_not_trained(tmp_path):
+    folder = TrialFolder(tmp_path, 0)
+    argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
+    assert run_training(argv, lambda name, content: False, folder.log, None) == "declined"
+    assert folder.checkpoints() == []
+    assert not (folder.run / "benchmark.json").exists()
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--data.protocol=paper"], "would choose by the test images"),
+        (["--data.protocol=full"], "nothing validates"),
+        (["--model.widht=1"], "widht"),
+        (["--model.width=0"], "width must be greater than 0"),
+    ],
+)
+def test_what_cannot_be_explored_is_refused(options, part):
+    with pytest.raises(UserError, match=part):
+        run_training([*FIT, "--trainer.logger=false", *options], refuse, measured=None)
+
+
+@pytest.mark.train
+def test_a_process_that_is_killed_is_a_failed_trial(tmp_path):
+    folder = TrialFolder(tmp_path, 0)
+
+    def answer(name, content):
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid, signal.SIGKILL)
+        return True
+
+    argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
+    with pytest.raises(TrialFailedError, match="killed by signal 9"):
+        run_training(argv, answer, folder.log, None)
+
+
+def test_files_that_are_damaged_answer_nothing(tmp_path):
+    folder = TrialFolder(tmp_path, 0)
+    folder.run.mkdir(parents=True)
+    for text in ("", "{", "[]", '{"epochs": [1, 2], "metrics": {"final": {}}}', '{"epochs": null}'):
+        (folder.run / "benchmark.json").write_text(text)
+        assert folder.finished_error(2) is None
+    assert folder.finished_error(None) is None
+
+
+def test_a_trial_is_abandoned_where_its_lock_is_free(tmp_path):
+    folder = TrialFolder(tmp_path, 0)
+    assert not folder.abandoned(), "it was never begun here"
+    with folder.lock():
+        assert not TrialFolder(tmp_path, 0).abandoned()
+    assert folder.abandoned()
