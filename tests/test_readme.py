@@ -35,12 +35,14 @@ def test_every_command_runs_in_the_readmes_order(tmp_path):
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
     ran = commands()
-    assert {"fit", "test", "validate", "predict", "export"} <= {command[1] for command in ran}
+    assert {"fit", "test", "validate", "predict", "export", "explore"} <= {command[1] for command in ran}
     # Each a process of its own, as a user's are.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for program, *argv in ran:
         if argv[0] == "fit" and "--ckpt_path" not in argv:
             argv += SMALL
+        if argv[0] == "explore" and "--show" not in argv and "--best" not in argv:
+            argv += ["--trials=2", "--", *SMALL]
         command = [str(Path(sys.executable).with_name(program)), *argv]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, (argv, done.stderr)

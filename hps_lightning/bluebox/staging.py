@@ -22,20 +22,23 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(directory: str | os.PathLike, names: Collection[str]) -> Iterator[Path]:
+def staged_directory(
+    directory: str | os.PathLike, names: Collection[str], content: str = "an export"
+) -> Iterator[Path]:
     """A fresh folder beside ``directory`` that takes its place, whole, when the block ends without an exception.
 
     Args:
         directory: what to make or replace.
         names: what an earlier ``directory`` may hold, and so may be replaced.
+        content: what these are, in words.
 
     Raises:
         UserError: ``directory`` cannot be written, or it holds something else.
     """
     directory = Path(directory).expanduser().resolve()
-    _refuse_others(directory, names)
+    _refuse_others(directory, names, content)
     previous = directory.with_name(f"{directory.name}.previous")
-    _refuse_others(previous, names)
+    _refuse_others(previous, names, content)
     aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     try:
         aside.mkdir(parents=True)
@@ -47,7 +50,7 @@ def staged_directory(directory: str | os.PathLike, names: Collection[str]) -> It
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_others(directory: Path, names: Collection[str]) -> None:
+def _refuse_others(directory: Path, names: Collection[str], content: str) -> None:
     try:
         others = [path.name for path in directory.iterdir() if path.name not in (*names, *_INCIDENTAL)]
     except FileNotFoundError:
@@ -55,7 +58,7 @@ def _refuse_others(directory: Path, names: Collection[str]) -> None:
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error
     if others:
-        raise UserError(f"{directory} holds {min(others)}, which is no part of an export; choose another directory.")
+        raise UserError(f"{directory} holds {min(others)}, which is no part of {content}; choose another directory.")
 
 
 def _replace(directory: Path, aside: Path, previous: Path) -> None:

@@ -10,23 +10,27 @@ from hps_lightning.errors import UserError
 _USAGE = """usage: hps COMMAND [options]
 
   hps fit       trains a network                hps fit --config hps.yaml
+                or several, with other seeds    hps fit --config hps.yaml --seeds 3
   hps validate  measures one on the images that validate
   hps test      measures one on the test images hps test --ckpt_path best
   hps predict   classifies image files          hps predict --ckpt_path best --images photo.png
   hps export    writes a folder for the board   hps export --ckpt_path best --output bundle
+  hps explore   looks for better networks       hps explore --config explore.yaml
   hps models    lists the networks by name
+  hps plot      draws trainings' curves         hps plot runs/hps_06_05x-cifar10/version_0
+  hps report    sets the paper beside our runs  hps report --output report
 
 `hps COMMAND --help` lists a command's options; `hps fit --model.help HPSClassifier` a network's.
 """
 
-_COMMANDS = ("fit", "validate", "test", "predict", "export", "models")
+_COMMANDS = ("fit", "validate", "test", "predict", "export", "explore", "models", "plot", "report")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `hps` with the given arguments (those of the process if None).
 
     Returns:
-        The exit status: 0, or 2 for a mistake in what the user gave.
+        The exit status: 0, 2 for a mistake in what the user gave, or 130 after Ctrl+C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -36,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"hps: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("hps: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,6 +69,28 @@ def _run(argv: list[str]) -> int:
         from hps_lightning.cli.export import run_export
 
         return run_export(rest)
+    if command == "explore":
+        from hps_lightning.cli.explore import run_explore
+
+        return run_explore(rest)
+    if command == "fit" and any(token.split("=")[0] == "--seeds" for token in rest):
+        from hps_lightning.cli.seeds import run_fit_seeds
+
+        return run_fit_seeds(rest)
+    if command == "test":
+        from hps_lightning.cli.seeds import run_test_seeds, tested_group
+
+        group = tested_group(rest)
+        if group is not None:
+            return run_test_seeds(group, rest)
+    if command == "plot":
+        from hps_lightning.cli.plot import run_plot
+
+        return run_plot(rest)
+    if command == "report":
+        from hps_lightning.cli.report import run_report
+
+        return run_report(rest)
     from hps_lightning.cli.lightning import run_lightning
 
     return run_lightning(command, rest)

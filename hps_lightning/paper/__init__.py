@@ -1,7 +1,8 @@
 """What the paper prints: Duggal and El-Sharkawy, 2022, doi:10.25046/aj070308.
 
 ``results.csv`` holds Tables 1 to 4 and the accuracies that the text cites; ``table5.csv``
-holds Table 5, with its errors, as printed.
+holds Table 5, with its errors, as printed; ``claims.csv`` the figures that its text derives from
+them.
 """
 
 import csv
@@ -37,6 +38,32 @@ class PaperResult:
     seconds_per_epoch: float | None
 
 
+@dataclass(frozen=True)
+class PaperClaim:
+    """One figure that the text derives from the tables.
+
+    Attributes:
+        section: where it stands.
+        quote: the sentence, or the part of it, as printed.
+        quantity: "accuracy", "size", "seconds", "networks", "size and accuracy", or "any" where it does not say.
+        unit: "times", "points" (percentage points), "MB" (a difference), "range", "drop" (from CIFAR-10 to
+            CIFAR-100, in points), "count", or "together" (that one network has both).
+        claimed: the figure as printed; empty where a range has no lower end.
+        second: the upper end of a range, or the accuracy that is claimed together with a size; else empty.
+        network: the name in the tables of what is claimed to be better, or a family.
+        baseline: the name, or the family, that it is compared with.
+    """
+
+    section: str
+    quote: str
+    quantity: str
+    unit: str
+    claimed: str
+    second: str
+    network: str
+    baseline: str
+
+
 def _rows(name: str) -> list[dict[str, str]]:
     with resources.files(__package__).joinpath(name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -69,3 +96,9 @@ def results() -> tuple[PaperResult, ...]:
 def table5() -> tuple[dict[str, str], ...]:
     """The rows of Table 5 as printed: a mapping from column to text for each layer."""
     return tuple(_rows("table5.csv"))
+
+
+@cache
+def claims() -> tuple[PaperClaim, ...]:
+    """What the text claims of the tables, the conclusion first."""
+    return tuple(PaperClaim(**row) for row in _rows("claims.csv"))

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from hps_lightning.paper import PaperResult, results, table5
+from hps_lightning.paper import PaperResult, claims, results, table5
 
 
 def test_every_row_of_every_table_is_there():
@@ -87,3 +87,14 @@ def test_table_5_holds_whole_numbers():
         for column, text in row.items():
             if column not in ("layer", "stage"):
                 assert re.fullmatch(r"\d*", text), (row["layer"], column)
+
+
+def test_claims_name_networks_of_the_tables_and_quote_their_figures():
+    names = {row.model for row in results()} | {row.family for row in results()} | {""}
+    for claim in claims():
+        assert {claim.network, claim.baseline} <= names
+        assert claim.section
+        for figure in (claim.claimed, claim.second):
+            # The one figure that the text writes in other units.
+            written = "370KB" if figure == "0.37" else figure
+            assert written in claim.quote, claim

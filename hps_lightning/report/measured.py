@@ -1,0 +1,223 @@
+"""What we measured: the published networks, and the result files of the benchmarks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hps_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training of ours.
+
+    Attributes:
+        name: of the network in the zoo, or of the folder that holds the result.
+        dataset: "cifar10" or "cifar100".
+        parameters: of the network.
+        size_mb: the whole module as PyTorch 1.x saves it, decimal megabytes.
+        protocol: which images trained and validated.
+        epochs: of the training.
+        correct: right answers on the test images for each seed, the published one first; empty
+            where the result does not hold a test.
+        images: number of test images; None likewise.
+        seeds: as ``correct``.
+        validation: accuracy of the last epoch on held-out images, in percent; None without any.
+        epoch_seconds: median of an epoch, training and validation.
+        hardware: that it was timed on, in words.
+        command: that repeats it; empty where the result does not hold one.
+        source: the file that says so.
+    """
+
+    name: str
+    dataset: str
+    parameters: int
+    size_mb: float
+    protocol: str
+    epochs: int
+    correct: tuple[int, ...]
+    images: int | None
+    seeds: tuple[int, ...]
+    validation: float | None
+    epoch_seconds: float
+    hardware: str
+    command: str
+    source: str
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """In percent of the test images, for each seed; the published one first."""
+        return tuple(100 * correct / self.images for correct in self.correct)
+
+
+@dataclass(frozen=True)
+class TrainSpeed:
+    """How fast a network trains here, beside the usual loop; from a file of ``benchmarks/train_speed.py``.
+
+    Attributes:
+        name: of the network in the zoo.
+        dataset: that it was timed on.
+        epoch_seconds: of training alone.
+        reference_seconds: of the usual PyTorch loop on the same machine.
+        hardware: in words.
+        source: the file.
+    """
+
+    name: str
+    dataset: str
+    epoch_seconds: float
+    reference_seconds: float
+    hardware: str
+    source: str
+
+
+@dataclass(frozen=True)
+class TimeToAccuracy:
+    """How long the paper's accuracy takes; from a file of ``benchmarks/time_to_accuracy.py``.
+
+    Attributes:
+        name: of the network in the zoo.
+        target: the paper's accuracy, in percent.
+        accuracy: of ours, in percent of the test images.
+        epochs: of ours.
+        seconds: of ours.
+        reference_seconds: of the paper's epochs by the usual PyTorch loop on the same machine.
+        hardware: in words.
+        source: the file.
+    """
+
+    name: str
+    target: float
+    accuracy: float
+    epochs: int
+    seconds: float
+    reference_seconds: float
+    hardware: str
+    source: str
+
+
+def hardware_words(facts: dict[str, Any]) -> str:
+    """The machine in a few words, from the ``hardware`` of a result and its precision where it has one."""
+    hardware = facts["hardware"]
+    if hardware["gpu"]:
+        machine = hardware["gpu"]
+    else:
+        machine = f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
+    return f"{machine}, {facts['precision']}" if facts.get("precision") else machine
+
+
+def published(folder: Path) -> list[Measured]:
+    """The published networks, each from its ``NAME-DATASET.json`` in ``folder``.
+
+    Raises:
+        UserError: a file is not what ``benchmarks/publish.py`` writes.
+    """
+
+    def read(path: Path, facts: dict[str, Any]) -> Measured:
+        return _measured(
+            path.stem.removesuffix(f"-{facts['dataset']}"),
+            facts,
+            correct=tuple(seed["correct"] for seed in facts["seeds"]),
+            images=facts["test"]["images"],
+            seeds=tuple(seed["seed"] for seed in facts["seeds"]),
+            command=facts["command"],
+            source=f"checkpoints/{path.name}",
+        )
+
+    return [_read(path, read) for path in sorted(folder.glob("*.json"))]
+
+
+def trainings(results: Path) -> list[Measured]:
+    """The trainings whose ``benchmark.json`` a folder of ``results`` keeps, each under that folder's name.
+
+    Raises:
+        UserError: a file is not what ``hps fit`` writes.
+    """
+
+    def read(path: Path, facts: dict[str, Any]) -> Measured:
+        return _measured(path.parent.name, facts, source=f"{path.parent.name}/{path.name}")
+
+    return [_read(path, read) for path in sorted(results.glob("*/benchmark.json"))]
+
+
+def train_speeds(results: Path) -> list[TrainSpeed]:
+    """What ``train_speed-*.json`` in ``results`` say.
+
+    Raises:
+        UserError: a file is not what ``benchmarks/train_speed.py`` writes.
+    """
+
+    def read(path: Path, facts: dict[str, Any]) -> TrainSpeed:
+        return TrainSpeed(
+            name=facts["arguments"]["model"],
+            dataset=facts["arguments"]["dataset"],
+            epoch_seconds=facts["engine"]["seconds_per_epoch"],
+            reference_seconds=facts["reference"]["seconds_per_epoch"],
+            hardware=hardware_words(facts),
+            source=path.name,
+        )
+
+    return [_read(path, read) for path in sorted(results.glob("train_speed-*.json"))]
+
+
+def times_to_accuracy(results: Path) -> list[TimeToAccuracy]:
+    """What ``time_to_accuracy-*.json`` in ``results`` say of the shortest training that reached the paper's accuracy.
+
+    Raises:
+        UserError: a file is not what ``benchmarks/time_to_accuracy.py`` writes.
+    """
+
+    def read(path: Path, facts: dict[str, Any]) -> TimeToAccuracy | None:
+        shortest = facts.get("shortest")
+        if not shortest:
+            return None
+        (training, *_) = [run for run in facts["trainings"] if run["seconds"] == shortest["seconds"]]
+        return TimeToAccuracy(
+            name=facts["model"],
+            target=100 * facts["paper_accuracy"],
+            accuracy=100 * training["accuracy"],
+            epochs=training["epochs"],
+            seconds=training["seconds"],
+            reference_seconds=facts["reference"]["seconds"],
+            hardware=hardware_words(facts),
+            source=path.name,
+        )
+
+    found = [_read(path, read) for path in sorted(results.glob("time_to_accuracy-*.json"))]
+    return [result for result in found if result is not None]
+
+
+def _read(path: Path, read: Any) -> Any:
+    try:
+        return read(path, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is no result that a report can be made of: {type(error).__name__}: {error}") from error
+
+
+def _measured(
+    name: str,
+    facts: dict[str, Any],
+    correct: tuple[int, ...] = (),
+    images: int | None = None,
+    seeds: tuple[int, ...] = (),
+    command: str = "",
+    source: str = "",
+) -> Measured:
+    validation = facts["metrics"]["final"].get("val/accuracy")
+    return Measured(
+        name=name,
+        dataset=facts["dataset"],
+        parameters=facts["network"]["parameters"],
+        size_mb=facts["network"]["module_bytes"] / 1e6,
+        protocol=facts["protocol"],
+        epochs=facts["time"]["epochs"],
+        correct=correct,
+        images=images,
+        seeds=seeds,
+        validation=None if validation is None else 100 * validation,
+        epoch_seconds=facts["time"]["epoch_seconds"],
+        hardware=hardware_words(facts),
+        command=command,
+        source=source,
+    )

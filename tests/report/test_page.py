@@ -1,0 +1,139 @@
+"""The report as a whole, made once of what is published and of made results."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from hps_lightning.errors import UserError
+from hps_lightning.pretrained import published_folder
+from hps_lightning.report.curves import Run
+from hps_lightning.report.page import cell, copy_note, table, write_report
+from tests.report.test_measured import facts, write
+
+CURVES = {"train/accuracy": {1: 0.4, 2: 0.6}, "val/accuracy": {1: 0.5, 2: 0.5625}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Checkpoints of one network with two seeds, and results with one training."""
+    root = tmp_path_factory.mktemp("made")
+    write(root / "checkpoints" / "hps_06_05x-cifar10.json", facts(command="hps fit --seed_everything 0"))
+    write(root / "results" / "a<b>|run" / "benchmark.json", facts(metrics={"final": {"val/accuracy": 0.725}}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(made):
+    folder = made / "report"
+    curves = [(Run("hps_06_05x", "digits", "holdout", "0", CURVES), "<script>alert(1)</script>")]
+    files = write_report(folder, made / "checkpoints", made / "results", curves)
+    assert files == sorted(path.name for path in folder.iterdir())
+    return folder
+
+
+def test_everything_is_there_as_markdown_html_png_and_svg(report):
+    names = {path.name for path in report.iterdir()}
+    plots = {
+        f"{name}.{suffix}"
+        for name in ("size-cifar10", "size-cifar100", "time", "curves-digits")
+        for suffix in ("png", "svg")
+    }
+    assert names == {"report.md", "report.html", "tables.csv", *plots}
+    text = (report / "report.md").read_text()
+    for file in re.findall(r"!\[.+?\]\((.+?)\)", text):
+        assert (report / file).is_file()
+    assert not (report.parent / "report.previous").exists()
+
+
+def test_the_page_needs_no_other_file(report):
+    page = (report / "report.html").read_text()
+    sources = re.findall(r"""\b(?:src|srcset|data|poster)\s*=\s*["']([^"']{1,40})""", page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    for outside in ("<link", "<script", "<iframe", "<object", "@import", "url("):
+        assert outside not in page
+    # Links lead the reader to sources; what they name inside the page is there.
+    for target in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{target}"' in page
+
+
+def test_what_comes_from_outside_is_text_and_no_markup(report):
+    page = (report / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "a&lt;b&gt;|run" in page
+    assert cell("a|b*c_d`<e>") == r"a\|b\*c\_d\`&lt;e&gt;"
+    assert table(("x", "y"), [("1", "2")]) == "| x | y |\n| --- | --- |\n| 1 | 2 |"
+
+
+def rows_of(text, heading):
+    section = text.split(f"### {heading}", 1)[1].split("\n#", 1)[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][2:]
+
+
+def test_rows_have_our_run_or_say_that_there_is_none(report):
+    text = (report / "report.md").read_text()
+    for number, count in ((1, 9), (2, 12), (3, 9), (4, 5)):
+        rows = rows_of(text, f"Table {number}:")
+        assert len(rows) == count
+        for row in rows:
+            assert ("no run of ours" in row) != ("`hps_06_05x`" in row)
+    (row,) = [row for row in rows_of(text, "Table 2:") if "`hps_06_05x`" in row]
+    for figure in ("82.44", "0.37", "67,670", "3.89", "module", "80.00 %", "full, 3 epochs", "1.5 (Some CPU, 1 thread"):
+        assert figure in row
+    # Both seeds, with their mean and how far they are apart.
+    assert "2 seeds: mean 81.00 % (80.00 to 82.00)" in row
+
+
+def test_the_data_say_the_same(report):
+    with open(report / "tables.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 35
+    (row,) = [row for row in rows if row["table"] == "2" and row["zoo_name"] == "hps_06_05x"]
+    assert (row["explained_by"], row["our_accuracies"], row["parameters"]) == ("module", "80.00 82.00", "67670")
+    assert sum(row["our_accuracy"] != "" for row in rows) == 3
+
+
+def test_errors_claims_runs_and_sources_are_told(report):
+    text = (report / "report.md").read_text()
+    table5 = text.split("## Table 5, layer by layer")[1].split("## The claims")[0]
+    marked = re.findall(r"\*\*[\d, x]+ → [\d, x]+\*\*", table5)
+    assert len(marked) == 8
+    assert "13 figures in 6 of 34 rows" in text
+    assert "| 15 times | holds in another sense |" in text
+    assert "14.95 over Baseline SqueezeNet-v1.1" in text
+    assert "training 60.00 % after epoch 2, validation 56.25 % after epoch 2" in text
+    assert "`hps fit --seed_everything 0`" in text
+    assert "https://github.com/chenyaofo/pytorch-cifar-models" in text
+    assert "Maxout networks | 90.65" in text
+
+
+def test_a_note_on_the_copy_of_the_data_comes_from_the_published_readme(report, made):
+    assert "JPEG" not in (report / "report.md").read_text()
+    assert copy_note(made / "checkpoints") == ""
+    assert "121 of 60,000 images" in copy_note(published_folder())
+
+
+def test_an_earlier_report_is_replaced_and_anything_else_refused(report, made, tmp_path):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.md").write_text("of an earlier report")
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex, which is no part of a report"):
+        write_report(folder, made / "checkpoints", None, [])
+    assert {path.name for path in folder.iterdir()} == {"report.md", "thesis.tex"}
+    # What fails leaves the earlier one.
+    (folder / "thesis.tex").unlink()
+    with pytest.raises(UserError, match="nosuch"):
+        write_report(folder, made / "checkpoints", None, [(Run("a", "nosuch", "full", "", CURVES), "a")])
+    assert (folder / "report.md").read_text() == "of an earlier report"
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_results_that_cannot_be_read_stop_it(made, tmp_path):
+    write(tmp_path / "results" / "run" / "benchmark.json", {"dataset": "cifar10"})
+    with pytest.raises(UserError, match=r"benchmark\.json is no result"):
+        write_report(tmp_path / "report", made / "checkpoints", tmp_path / "results", [])
+    assert not (tmp_path / "report").exists()
+    assert json.loads((tmp_path / "results" / "run" / "benchmark.json").read_text()) == {"dataset": "cifar10"}
