@@ -10,7 +10,7 @@ quickstart: install ## set up, train the offline default, test its checkpoint
 	$(BIN)/hps test --ckpt_path best
 
 test: install-test ## set up and pass the tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -71,6 +71,11 @@ def _config(run: Path) -> dict[str, Any]:
     return config
 
 
+def _training(config: dict[str, Any]) -> dict[str, Any]:
+    """What the seeds of one training have in common: all but the seed, and what is written beside the training."""
+    return {key: value for key, value in config.items() if key not in ("seed_everything", "export")}
+
+
 def publish(runs: list[Path], command: str) -> str:
     """Writes ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` into ``checkpoints/``; returns the name.
 
@@ -81,25 +86,26 @@ def publish(runs: list[Path], command: str) -> str:
     sources = [_finished(run) for run in runs]
     configs = [_config(run) for run in runs]
     for run, config in zip(runs, configs, strict=True):
-        if {**config, "seed_everything": None} != {**configs[0], "seed_everything": None}:
+        if _training(config) != _training(configs[0]):
             raise UserError(f"{run} differs from {runs[0]} in more than its seed; publish it by itself.")
     name = run_of(sources[0]).name
     target = FOLDER / f"{name}.ckpt"
+    # Measured first, so that nothing is replaced where the images are missing.
+    right = [right_answers(source) for source in sources]
     save_weights(sources[0], target)
     facts = json.loads((runs[0] / "benchmark.json").read_text(encoding="utf-8"))
     # The single epochs stay with the run.
     del facts["epochs"]
     facts["command"] = command
-    right = right_answers(target)
     facts["test"] = {
-        "correct": int(right.sum()),
-        "images": len(right),
-        "accuracy": float(right.float().mean()),
-        "correct_of_first_1000": int(right[:FIXED].sum()),
+        "correct": int(right[0].sum()),
+        "images": len(right[0]),
+        "accuracy": float(right[0].float().mean()),
+        "correct_of_first_1000": int(right[0][:FIXED].sum()),
     }
     facts["seeds"] = [
-        {"seed": config["seed_everything"], "correct": int((right_answers(source) if i else right).sum())}
-        for i, (source, config) in enumerate(zip(sources, configs, strict=True))
+        {"seed": config["seed_everything"], "correct": int(of_seed.sum())}
+        for of_seed, config in zip(right, configs, strict=True)
     ]
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     target.with_suffix(".yaml").write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
