@@ -9,6 +9,7 @@ quickstart: install ## set up, train the offline default, test its checkpoint
 	$(BIN)/hps fit --config quickstart.yaml
 	$(BIN)/hps test --ckpt_path best
 
+# Without restarts, since xdist waits for ever for the tests of a worker that crashed.
 test: install-test ## set up and pass the tests
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 

@@ -61,6 +61,8 @@ def story(tmp_path_factory):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # A shell's background jobs ignore it, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         wait_for(first, parent)
         os.killpg(parent.pid, signal.SIGINT)
