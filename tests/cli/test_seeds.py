@@ -52,6 +52,9 @@ def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     before = Path.cwd()
     os.chdir(folder)
+    # As this process has: with another number sums round differently, which so small a training magnifies.
+    threads = pytest.MonkeyPatch()
+    threads.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     first, second = (GROUP / f"seed_{seed}" / "checkpoints" / "last.ckpt" for seed in (3, 1))
     try:
         # In a session of its own, so that Ctrl+C reaches it and its training, and nobody else.
@@ -89,6 +92,7 @@ def story(tmp_path_factory):
         continued = printing(COMMAND)
         tested = printing(["test", "--ckpt_path", f"{GROUP}/"])
     finally:
+        threads.undo()
         os.chdir(before)
     return SimpleNamespace(
         folder=folder,
@@ -132,7 +136,6 @@ def test_the_same_command_goes_on_with_what_is_left(story):
     assert [path.name for path in (story.folder / GROUP).parent.iterdir()] == ["seeds_0"]
 
 
-@pytest.mark.xfail(strict=False, reason="failed once of four times, with another loss; not understood yet")
 @pytest.mark.train
 def test_a_seed_that_was_killed_and_continued_equals_an_uninterrupted_training(story, hps):
     status, _, err = hps("fit", *RECIPE, "--seed_everything=1")
