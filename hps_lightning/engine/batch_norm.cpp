@@ -3,7 +3,7 @@
 // PyTorch's kernel works along the channels of one pixel: with the 4 to 16 channels of a narrow
 // SqueezeNext it fills a fraction of a vector register and takes longer than the convolution
 // before it. Here several pixels make one row, beside which the channels' constants lie
-// repeated, so that registers are full whatever the width. A ReLU before the norm, a ReLU after
+// repeated, so that registers are full whatever the width. An activation before the norm, one after
 // it and the addition of a shortcut cost no pass over memory of their own. Sums are carried in
 // double precision from block to block of rows.
 //
@@ -39,7 +39,43 @@ inline void store(bfloat16 *to, float value) {
     to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline float relu(float value) { return value < 0 ? 0 : value; }
+// Of a value of at most 0, in arithmetic that fills registers, which the library's function does not: 2^n times a
+// polynomial of what is left, |x| < 0.35, as in Cephes. Within two units in the last place.
+inline float exp_negative(float value) {
+    value = value < -87.0f ? -87.0f : value;
+    // Added to 1.5 * 2^23, a number loses its fraction.
+    const float shifted = value * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    const float x = value - n * 0.693359375f - n * -2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * x + 1.3981999507e-3f;
+    sum = sum * x + 8.3334519073e-3f;
+    sum = sum * x + 4.1665795894e-2f;
+    sum = sum * x + 1.6666665459e-1f;
+    sum = sum * x + 5.0000001201e-1f;
+    sum = sum * x * x + x + 1.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000u + 127u) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return power * sum;
+}
+
+enum Activation { NONE, RELU, ELU };
+
+template <Activation KIND> inline float activated(float value) {
+    if (KIND == RELU) return value < 0 ? 0 : value;
+    // A NaN is neither above 0 nor below -87, and stays one.
+    if (KIND == ELU) return value > 0 ? value : exp_negative(value > 0 ? 0 : value) - 1;
+    return value;
+}
+
+// The gradient before an activation, from that after it and the value before it.
+template <Activation KIND> inline float passed_back(float gradient, float value) {
+    if (KIND == RELU) return value > 0 ? gradient : 0;
+    if (KIND == ELU) return value > 0 ? gradient : gradient * exp_negative(value > 0 ? 0 : value);
+    return gradient;
+}
 
 constexpr long ROWS_PER_BLOCK = 64;
 constexpr long LONGEST_ROW = 1024;
@@ -124,14 +160,14 @@ struct Saved {
         : mean(memory), inverse_std(memory + channels), scale(memory + 2 * channels), shift(memory + 3 * channels) {}
 };
 
-template <typename T, bool RELU_BEFORE, bool RELU_AFTER, bool SHORTCUT>
+template <typename T, Activation BEFORE, Activation AFTER, bool SHORTCUT>
 void forward(const T *x, const T *shortcut, T *y, long pixels, long channels, const float *gamma, const float *beta,
              float *running_mean, float *running_var, float momentum, float eps, Saved saved, long threads) {
     const Rows rows(pixels, channels);
     double *totals = static_cast<double *>(std::malloc(sizeof(double) * 2 * channels));
     // Deviations from some pixel rather than from 0, since the squares of a large mean would cancel.
     float *pivot = saved.mean;
-    for (long c = 0; c < channels; ++c) pivot[c] = RELU_BEFORE ? relu(load(x[c])) : load(x[c]);
+    for (long c = 0; c < channels; ++c) pivot[c] = activated<BEFORE>(load(x[c]));
     {
         const Repeated pivots(pivot, channels, rows);
         sum_rows(rows, channels, threads, totals, [&](long offset, long length, float *sum, float *squares) {
@@ -139,8 +175,7 @@ void forward(const T *x, const T *shortcut, T *y, long pixels, long channels, co
             const float *from = pivots;
 #pragma GCC ivdep
             for (long j = 0; j < length; ++j) {
-                const float value = load(in[j]);
-                const float deviation = (RELU_BEFORE ? relu(value) : value) - from[j];
+                const float deviation = activated<BEFORE>(load(in[j])) - from[j];
                 sum[j] += deviation;
                 squares[j] += deviation * deviation;
             }
@@ -166,17 +201,15 @@ void forward(const T *x, const T *shortcut, T *y, long pixels, long channels, co
         const float *scale = scales, *shift = shifts;
 #pragma GCC ivdep
         for (long j = 0; j < length; ++j) {
-            float value = load(in[j]);
-            if (RELU_BEFORE) value = relu(value);
-            value = value * scale[j] + shift[j];
-            if (RELU_AFTER) value = relu(value);
+            float value = activated<BEFORE>(load(in[j]));
+            value = activated<AFTER>(value * scale[j] + shift[j]);
             if (SHORTCUT) value += load(add[j]);
             store(out + j, value);
         }
     });
 }
 
-template <typename T, bool RELU_BEFORE, bool RELU_AFTER>
+template <typename T, Activation BEFORE, Activation AFTER>
 void backward(const T *x, const T *gradient, T *x_gradient, long pixels, long channels, Saved saved,
               float *gamma_gradient, float *beta_gradient, long threads) {
     const Rows rows(pixels, channels);
@@ -189,9 +222,8 @@ void backward(const T *x, const T *gradient, T *x_gradient, long pixels, long ch
             const float *scale = scales, *shift = shifts, *mean = means;
 #pragma GCC ivdep
             for (long j = 0; j < length; ++j) {
-                float value = load(in[j]), slope = load(from[j]);
-                if (RELU_BEFORE) value = relu(value);
-                if (RELU_AFTER) slope = value * scale[j] + shift[j] <= 0 ? 0 : slope;
+                const float value = activated<BEFORE>(load(in[j]));
+                const float slope = passed_back<AFTER>(load(from[j]), value * scale[j] + shift[j]);
                 sum[j] += slope;
                 products[j] += slope * (value - mean[j]);
             }
@@ -217,71 +249,71 @@ void backward(const T *x, const T *gradient, T *x_gradient, long pixels, long ch
 #pragma GCC ivdep
             for (long j = 0; j < length; ++j) {
                 const float raw = load(in[j]);
-                const float value = RELU_BEFORE ? relu(raw) : raw;
-                float slope = load(from[j]);
-                if (RELU_AFTER) slope = value * scale[j] + shift[j] <= 0 ? 0 : slope;
-                float result = scale[j] * slope + along[j] * value + add[j];
-                if (RELU_BEFORE) result = raw > 0 ? result : 0;
-                store(out + j, result);
+                const float value = activated<BEFORE>(raw);
+                const float slope = passed_back<AFTER>(load(from[j]), value * scale[j] + shift[j]);
+                store(out + j, passed_back<BEFORE>(scale[j] * slope + along[j] * value + add[j], raw));
             }
         });
     }
     std::free(factor);
 }
 
-template <typename T>
-void forward_as(const void *x, const void *shortcut, void *y, long pixels, long channels, int relu_before,
-                int relu_after, const float *gamma, const float *beta, float *running_mean, float *running_var,
-                float momentum, float eps, float *saved, long threads) {
-#define HPS_FORWARD(BEFORE, AFTER, SHORTCUT)                                                                        \
-    forward<T, BEFORE, AFTER, SHORTCUT>(static_cast<const T *>(x), static_cast<const T *>(shortcut),                \
-                                        static_cast<T *>(y), pixels, channels, gamma, beta, running_mean,           \
-                                        running_var, momentum, eps, Saved(saved, channels), threads)
-    switch ((relu_before ? 4 : 0) + (relu_after ? 2 : 0) + (shortcut ? 1 : 0)) {
-    case 0: return HPS_FORWARD(false, false, false);
-    case 1: return HPS_FORWARD(false, false, true);
-    case 2: return HPS_FORWARD(false, true, false);
-    case 3: return HPS_FORWARD(false, true, true);
-    case 4: return HPS_FORWARD(true, false, false);
-    case 5: return HPS_FORWARD(true, false, true);
-    case 6: return HPS_FORWARD(true, true, false);
-    case 7: return HPS_FORWARD(true, true, true);
+template <typename T, Activation BEFORE, Activation AFTER, bool SHORTCUT> struct Kernels {
+    static void forward_as(const void *x, const void *shortcut, void *y, long pixels, long channels,
+                           const float *gamma, const float *beta, float *running_mean, float *running_var,
+                           float momentum, float eps, float *saved, long threads) {
+        forward<T, BEFORE, AFTER, SHORTCUT>(static_cast<const T *>(x), static_cast<const T *>(shortcut),
+                                            static_cast<T *>(y), pixels, channels, gamma, beta, running_mean,
+                                            running_var, momentum, eps, Saved(saved, channels), threads);
     }
-#undef HPS_FORWARD
+    static void backward_as(const void *x, const void *gradient, void *x_gradient, long pixels, long channels,
+                            float *saved, float *gamma_gradient, float *beta_gradient, long threads) {
+        backward<T, BEFORE, AFTER>(static_cast<const T *>(x), static_cast<const T *>(gradient),
+                                   static_cast<T *>(x_gradient), pixels, channels, Saved(saved, channels),
+                                   gamma_gradient, beta_gradient, threads);
+    }
+};
+
+// Calls work with the kernels of a type and two activations; what they are is known before compilation alone.
+template <typename T, bool SHORTCUT, Activation BEFORE, typename Work> void with_after(int after, Work work) {
+    switch (after) {
+    case RELU: return work(Kernels<T, BEFORE, RELU, SHORTCUT>());
+    case ELU: return work(Kernels<T, BEFORE, ELU, SHORTCUT>());
+    default: return work(Kernels<T, BEFORE, NONE, SHORTCUT>());
+    }
 }
 
-template <typename T>
-void backward_as(const void *x, const void *gradient, void *x_gradient, long pixels, long channels, int relu_before,
-                 int relu_after, float *saved, float *gamma_gradient, float *beta_gradient, long threads) {
-#define HPS_BACKWARD(BEFORE, AFTER)                                                                              \
-    backward<T, BEFORE, AFTER>(static_cast<const T *>(x), static_cast<const T *>(gradient),                      \
-                               static_cast<T *>(x_gradient), pixels, channels, Saved(saved, channels),           \
-                               gamma_gradient, beta_gradient, threads)
-    switch ((relu_before ? 2 : 0) + (relu_after ? 1 : 0)) {
-    case 0: return HPS_BACKWARD(false, false);
-    case 1: return HPS_BACKWARD(false, true);
-    case 2: return HPS_BACKWARD(true, false);
-    case 3: return HPS_BACKWARD(true, true);
+template <typename T, bool SHORTCUT, typename Work> void with_kernels(int before, int after, Work work) {
+    switch (before) {
+    case RELU: return with_after<T, SHORTCUT, RELU>(after, work);
+    case ELU: return with_after<T, SHORTCUT, ELU>(after, work);
+    default: return with_after<T, SHORTCUT, NONE>(after, work);
     }
-#undef HPS_BACKWARD
 }
 
 }  // namespace
 
 // x, shortcut, y and the gradients: pixels x channels, bfloat16 or float. saved: 4 x channels.
+// before and after: an Activation.
 extern "C" void hps_batch_norm_forward(int is_bfloat16, const void *x, const void *shortcut, void *y, long pixels,
-                                       long channels, int relu_before, int relu_after, const float *gamma,
-                                       const float *beta, float *running_mean, float *running_var, float momentum,
-                                       float eps, float *saved, long threads) {
-    (is_bfloat16 ? forward_as<bfloat16> : forward_as<float>)(x, shortcut, y, pixels, channels, relu_before, relu_after,
-                                                             gamma, beta, running_mean, running_var, momentum, eps,
-                                                             saved, threads);
+                                       long channels, int before, int after, const float *gamma, const float *beta,
+                                       float *running_mean, float *running_var, float momentum, float eps,
+                                       float *saved, long threads) {
+    const auto work = [&](auto kernels) {
+        kernels.forward_as(x, shortcut, y, pixels, channels, gamma, beta, running_mean, running_var, momentum, eps,
+                           saved, threads);
+    };
+    if (is_bfloat16)
+        shortcut ? with_kernels<bfloat16, true>(before, after, work) : with_kernels<bfloat16, false>(before, after, work);
+    else
+        shortcut ? with_kernels<float, true>(before, after, work) : with_kernels<float, false>(before, after, work);
 }
 
 extern "C" void hps_batch_norm_backward(int is_bfloat16, const void *x, const void *gradient, void *x_gradient,
-                                        long pixels, long channels, int relu_before, int relu_after, float *saved,
+                                        long pixels, long channels, int before, int after, float *saved,
                                         float *gamma_gradient, float *beta_gradient, long threads) {
-    (is_bfloat16 ? backward_as<bfloat16> : backward_as<float>)(x, gradient, x_gradient, pixels, channels, relu_before,
-                                                               relu_after, saved, gamma_gradient, beta_gradient,
-                                                               threads);
+    const auto work = [&](auto kernels) {
+        kernels.backward_as(x, gradient, x_gradient, pixels, channels, saved, gamma_gradient, beta_gradient, threads);
+    };
+    is_bfloat16 ? with_kernels<bfloat16, false>(before, after, work) : with_kernels<float, false>(before, after, work);
 }

@@ -17,10 +17,14 @@ from hps_lightning.engine.native import load_kernels
 from hps_lightning.networks.squeezenext import ConvUnit, SqueezeNextBlock
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+# As the kernels number them.
+_NONE, _RELU, _ELU = range(3)
 
 
 class FusedTraining:
-    """The units of a network that can train on the kernels: convolution, batch norm, ReLU, in either order of the two.
+    """The units of a network that can train on the kernels: convolution, batch norm and activation, in either order.
+
+    The activation is a ReLU or an ELU.
 
     Args:
         network: whose units are found; it is not changed.
@@ -67,11 +71,12 @@ def _is_unit(module: nn.Module) -> bool:
     if type(module) not in (nn.Sequential, ConvUnit):
         return False
     kinds = {type(child) for child in module}
-    if len(module) != 3 or kinds != {nn.Conv2d, nn.BatchNorm2d, nn.ReLU} or type(module[0]) is not nn.Conv2d:
+    if len(module) != 3 or not {nn.Conv2d, nn.BatchNorm2d} < kinds or type(module[0]) is not nn.Conv2d:
         return False
     conv, norm = module[0], _norm(module)
     return (
-        norm.affine
+        _activation(module) != _NONE
+        and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
         and norm.num_features == conv.out_channels
@@ -107,13 +112,14 @@ class _FastBlock(SqueezeNextBlock):
         else:
             branch, beside = squeeze(images), shortcut(images)
         branch = self.separable2(self.separable1(self.squeeze2(branch)))
-        summed = _unit(self.expand, branch, self.expand[0].stride, relu_after=True, shortcut=beside)
-        # The last ReLU has nothing left to do where both summands went through one.
-        return summed if isinstance(shortcut, _FastUnit) or self.follows_block else self.activation(summed)
+        summed = _unit(self.expand, branch, self.expand[0].stride, activated_after=True, shortcut=beside)
+        # The last ReLU has nothing left to do where both summands went through one. An ELU has.
+        activated = isinstance(shortcut, _FastUnit) or self.follows_block
+        return summed if activated and _activation(self.expand) == _RELU else self.activation(summed)
 
 
 class _FastLaterBlock(_FastBlock):
-    """A block whose input is another block's output, and has gone through its last ReLU."""
+    """A block whose input is another block's output, and has gone through its last activation."""
 
     follows_block = True
 
@@ -135,6 +141,13 @@ def _kernel_takes(unit: nn.Sequential, images: Tensor) -> bool:
 
 def _norm(unit: nn.Sequential) -> nn.BatchNorm2d:
     return unit[2] if type(unit[2]) is nn.BatchNorm2d else unit[1]
+
+
+def _activation(unit: nn.Sequential) -> int:
+    activation = unit[1] if type(unit[2]) is nn.BatchNorm2d else unit[2]
+    if type(activation) is nn.ReLU:
+        return _RELU
+    return _ELU if type(activation) is nn.ELU and activation.alpha == 1 else _NONE
 
 
 def _dense(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -166,12 +179,13 @@ def _unit(
     unit: nn.Sequential,
     images: Tensor,
     stride: tuple[int, int],
-    relu_after: bool = False,
+    activated_after: bool = False,
     shortcut: Tensor | None = None,
 ) -> Tensor:
     conv = unit[0]
     norm = _norm(unit)
     norm_last = norm is unit[2]
+    kind = _activation(unit)
     norm.num_batches_tracked.add_(1)
     return _ConvNorm.apply(
         images,
@@ -182,12 +196,12 @@ def _unit(
         norm.bias,
         (norm.running_mean, norm.running_var, norm.momentum, norm.eps),
         (stride, conv.padding, conv.dilation, False, (0, 0), conv.groups),
-        (norm_last, relu_after or not norm_last),
+        (kind if norm_last else _NONE, kind if activated_after or not norm_last else _NONE),
     )
 
 
 class _ConvNorm(torch.autograd.Function):
-    """Convolution, ReLU, batch norm, ReLU, addition of a shortcut; either ReLU and the addition may be absent."""
+    """Convolution, activation, batch norm, activation, addition of a shortcut; the last four may be absent."""
 
     @staticmethod
     def forward(
@@ -200,7 +214,7 @@ class _ConvNorm(torch.autograd.Function):
         beta: Tensor,
         statistics: tuple[Tensor, Tensor, float, float],
         geometry: tuple[Any, ...],
-        relus: tuple[bool, bool],
+        activations: tuple[int, int],
     ) -> Tensor:
         dtype = _compute_dtype(images)
         images = _dense(images, dtype)
@@ -209,9 +223,9 @@ class _ConvNorm(torch.autograd.Function):
         convolved = _dense(convolved, dtype)
         if shortcut is not None:
             shortcut = _dense(shortcut, dtype)
-        out, saved = normalise(convolved, shortcut, gamma, beta, statistics, relus)
+        out, saved = normalise(convolved, shortcut, gamma, beta, statistics, activations)
         ctx.save_for_backward(images, weight, convolved, saved)
-        ctx.geometry, ctx.relus = geometry, relus
+        ctx.geometry, ctx.activations = geometry, activations
         ctx.bias_sizes = None if bias is None else [len(bias)]
         return out
 
@@ -220,7 +234,7 @@ class _ConvNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, convolved, saved = ctx.saved_tensors
         gradient = _dense(gradient, convolved.dtype)
-        convolved_gradient, gamma_gradient, beta_gradient = normalise_backward(convolved, gradient, saved, ctx.relus)
+        convolved_gradient, *norm_gradients = normalise_backward(convolved, gradient, saved, ctx.activations)
         needs = ctx.needs_input_grad
         images_gradient, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
             convolved_gradient, images, weight, ctx.bias_sizes, *ctx.geometry, [needs[0], needs[2], needs[3]]
@@ -230,8 +244,7 @@ class _ConvNorm(torch.autograd.Function):
             gradient if needs[1] else None,
             None if weight_gradient is None else weight_gradient.float(),
             None if bias_gradient is None else bias_gradient.float(),
-            gamma_gradient,
-            beta_gradient,
+            *norm_gradients,
             None,
             None,
             None,
@@ -244,7 +257,7 @@ def normalise(
     gamma: Tensor,
     beta: Tensor,
     statistics: tuple[Tensor, Tensor, float, float],
-    relus: tuple[bool, bool],
+    activations: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Batch norm in training by the kernel.
 
@@ -254,7 +267,7 @@ def normalise(
         gamma: weight of the norm, C.
         beta: bias of the norm, C.
         statistics: running mean and variance (C each, both updated), momentum and epsilon.
-        relus: whether there is a ReLU before, and one after the norm.
+        activations: before and after the norm, as the kernels number them.
 
     Returns:
         The result, like ``maps``, and what :func:`normalise_backward` needs, 4 x C.
@@ -275,7 +288,7 @@ def normalise(
         out.data_ptr(),
         maps.numel() // channels,
         channels,
-        *relus,
+        *activations,
         gamma.data_ptr(),
         beta.data_ptr(),
         running_mean.data_ptr(),
@@ -289,7 +302,7 @@ def normalise(
 
 
 def normalise_backward(
-    maps: Tensor, gradient: Tensor, saved: Tensor, relus: tuple[bool, bool]
+    maps: Tensor, gradient: Tensor, saved: Tensor, activations: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of :func:`normalise`.
 
@@ -297,7 +310,7 @@ def normalise_backward(
         maps: as it was given.
         gradient: of its result, of the same shape, layout and type.
         saved: what it returned.
-        relus: as they were given.
+        activations: as they were given.
 
     Returns:
         The gradients of ``maps``, ``gamma`` and ``beta``.
@@ -312,7 +325,7 @@ def normalise_backward(
         maps_gradient.data_ptr(),
         maps.numel() // channels,
         channels,
-        *relus,
+        *activations,
         saved.data_ptr(),
         norm_gradients[0].data_ptr(),
         norm_gradients[1].data_ptr(),

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from statistics import median
 
 import pytest
 import torch
@@ -29,11 +30,11 @@ class Stretch(nn.Module):
         return images * 2
 
 
-def _unit(in_channels, out_channels, order, inplace=True, eps=1e-5, momentum=0.1, **arguments):
+def _unit(in_channels, out_channels, order, inplace=True, eps=1e-5, momentum=0.1, activation=nn.ReLU, **arguments):
     conv = nn.Conv2d(in_channels, out_channels, **{"kernel_size": 3, **arguments})
     norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
-    relu = nn.ReLU(inplace)
-    return nn.Sequential(conv, relu, norm) if order == "conv-relu-norm" else nn.Sequential(conv, norm, relu)
+    act = activation(inplace=inplace)
+    return nn.Sequential(conv, act, norm) if order == "conv-relu-norm" else nn.Sequential(conv, norm, act)
 
 
 def _shaken(network):
@@ -123,7 +124,8 @@ def _decided(make, shape, margin=1e-5, non_negative=False):
                 module.register_forward_pre_hook(note)
         with torch.no_grad():
             exact(images.double())
-        if min(least) > margin:
+        # An ELU has no such place.
+        if not least or min(least) > margin:
             return network, images
     raise AssertionError("no seed keeps all ReLUs away from 0")
 
@@ -504,10 +506,60 @@ def test_a_norm_in_evaluation_mode_keeps_its_statistics(order):
     assert max(_errors(found, exact).values()) < 1e-4
 
 
+@pytest.mark.parametrize("width", [1, 3, 16, 73, 300])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_unit_with_elu_has_the_exact_values_and_gradients(order, width):
+    network, images = _decided(lambda: _unit(5, width, order, padding=1, activation=nn.ELU), (3, 5, 5, 7))
+    # From where an ELU is all but linear to where it is all but constant, and beyond what its exponential can hold.
+    images[0] *= 1e-3
+    images[2] *= 100
+    assert _changed(network) == {""}
+    _agree(_step(network, images, fused=True), _exact(network, images), 1e-4)
+
+
+def test_elu_is_exact_wherever_it_is_looked_at():
+    values = torch.cat([-torch.logspace(-6, 2.5, 4000), torch.tensor([0.0, -0.0, 1.0, 30.0])])
+    network = _unit(1, 1, "conv-relu-norm", kernel_size=1, activation=nn.ELU)
+    nn.init.ones_(network[0].weight)
+    nn.init.zeros_(network[0].bias)
+    found, exact = (step(network, values.reshape(1, 1, -1, 2)) for step in (lambda *given: _step(*given, True), _exact))
+    # The norm only moves and stretches; what it divides by is the same to the seventh digit.
+    assert (found["output"] - exact["output"]).abs().max() < 1e-6 * exact["output"].abs().max()
+
+
+@pytest.mark.parametrize("norm_last", [False, True])
+@pytest.mark.parametrize(("stride", "blocks"), [(2, 1), (1, 1), (1, 2)])
+def test_blocks_with_elu_have_the_exact_values_and_gradients(norm_last, stride, blocks):
+    def block(channels, stride):
+        return SqueezeNextBlock(channels, 8, stride, KERNELS, "elu", norm_last=norm_last)
+
+    def make():
+        return nn.Sequential(block(6 if stride == 2 else 8, stride), *(block(8, 1) for _ in range(blocks - 1)))
+
+    network, images = _decided(make, (4, 6 if stride == 2 else 8, 7, 9))
+    assert len(_changed(network)) > 5 * blocks
+    _agree(_step(network, images, fused=True), _exact(network, images), 1e-3)
+
+
 @pytest.mark.parametrize("network", [networks.HighPerformanceSqueezeNext, networks.SqueezeNext, networks.MobileNet])
-def test_elu_networks_are_left_alone(network):
-    stages = {} if network is networks.MobileNet else {"stages": [1, 1, 1, 1]}
-    assert _changed(network(width=0.1, activation="elu", **stages)) == set()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_networks_with_elu_are_as_near_as_by_pytorch(network, dtype):
+    torch.manual_seed(0)
+    stages = {} if network is networks.MobileNet else {"stages": [2, 1, 1, 1]}
+    made, images = _shaken(network(width=0.25, activation="elu", **stages)), torch.randn(4, 3, 16, 16)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in made.modules())
+    assert FusedTraining(made).units == norms
+    exact = _exact(made, images)
+    plain, fused = (_distance(_step(made, images, fast, dtype), exact) for fast in (False, True))
+    assert fused["output"] < 1.5 * plain["output"] + 1e-4
+    # Together, since of a few values either rounding may come out nearer by chance.
+    weights = [name for name in exact if name.endswith("weight")]
+    assert median(fused[name] for name in weights) < 1.5 * median(plain[name] for name in weights) + 1e-4
+    assert max(fused[name] for name in weights) < max(0.3, 1.5 * max(plain[name] for name in weights))
+
+
+def test_another_elu_is_left_alone():
+    assert _changed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ELU(alpha=0.5))) == set()
 
 
 @pytest.mark.parametrize("network", [networks.SqueezeNet, networks.SqueezedCNN])
@@ -655,12 +707,13 @@ def test_the_number_of_threads_does_not_matter(threads, order, width, shape):
         _agree(_step(network, images, fused=True), exact, tolerance)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_is_no_number_stays_visible(order, dtype, value):
+def test_what_is_no_number_stays_visible(order, dtype, value, activation):
     torch.manual_seed(0)
-    network, images = _unit(3, 8, order), torch.randn(4, 3, 16, 16)
+    network, images = _unit(3, 8, order, activation=activation), torch.randn(4, 3, 16, 16)
     # Not in the first pixel, which the sums start from.
     images[2, 1, 7, 9] = value
     found, plain = (_step(network, images, fused, dtype) for fused in (True, False))
