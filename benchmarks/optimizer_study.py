@@ -22,14 +22,15 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 from trainings import Training, run_all
 
 from hps_lightning.callbacks.benchmark import hardware, versions
+from hps_lightning.report.plots import optimizers_figure, write_figure
+from hps_lightning.report.studies import optimizer_studies
 
 RUNS = Path("runs/optimizers")
 CONSTANT = "constant"
-_SHARED = ("config", "base", "tuning_schedule")
+_SHARED = ("config", "network", "epochs", "base", "tuning_schedule")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Study:
     def options(self, setting: Setting) -> str:
         """The options of `hps fit` for a setting, but for its seed."""
         parts = (
+            f"--model {self.plan['network']} --trainer.max_epochs {self.plan['epochs']}",
             self.plan["base"],
             self.plan["optimizers"][setting.optimizer]["options"],
             f"--optimizer.lr {setting.rate:g}",
@@ -147,7 +149,9 @@ class Study:
     def _training(self, setting: Setting) -> Training:
         words = (setting.optimizer, f"{setting.rate:g}", setting.schedule, setting.change, f"seed_{setting.seed}")
         folder = RUNS / "-".join(re.sub(r"[^\w.]+", "_", word) for word in words if word)
-        return Training(self.plan["config"], self.options(setting), setting.seed, folder)
+        # A rate that is too high is a result of the study, not its end.
+        options = f"{self.options(setting)} --guards.non_finite ignore"
+        return Training(self.plan["config"], options, setting.seed, folder)
 
     def _finished(self, setting: Setting, figures: dict[str, Any]) -> None:
         self.figures[setting] = figures
@@ -157,8 +161,29 @@ class Study:
             {"setting": asdict(one), "options": self.options(one), "figures": found}
             for one, found in self.figures.items()
         ]
+        self._write(runs=runs)
+
+    def summarise(self) -> None:
+        """Adds what was found to the file of results, once all is trained."""
+        summary = {
+            "network": self.plan["network"],
+            "epochs": self.plan["epochs"],
+            "trained": [
+                {
+                    "optimizer": one.optimizer,
+                    "rate": one.rate,
+                    "schedule": one.schedule,
+                    "accuracies": self.over_seeds(one),
+                }
+                for one in self.comparison()
+                if one.seed == self.plan["seeds"][0]
+            ],
+        }
+        self._write(**json.loads(self.path.read_text(encoding="utf-8")), summary=summary)
+
+    def _write(self, **found: Any) -> None:
         content = {key: self.plan[key] for key in _SHARED}
-        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu")), "runs": runs}
+        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu")), **found}
         beside = self.path.with_suffix(".json.part")
         beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         beside.replace(self.path)
@@ -201,32 +226,6 @@ def tables(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(study: Study) -> Figure:
-    """Every optimizer's accuracies under every schedule: a mark for each seed, a dash at their mean."""
-    # Okabe and Ito's colours, which the colour-blind can tell apart; the mark tells them too.
-    colours = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
-    marks = "osD^vP"
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    names = list(study.plan["optimizers"])
-    schedules = list(study.plan["schedules"])
-    for column, schedule in enumerate(schedules):
-        shift = (column - (len(schedules) - 1) / 2) * 0.8 / len(schedules)
-        colour, mark = colours[column % len(colours)], marks[column % len(marks)]
-        points, means = [], []
-        for row, name in enumerate(names):
-            found = study.over_seeds(Setting(name, study.best_rate(name), schedule, "", study.plan["seeds"][0]))
-            points += [(row + shift, 100 * accuracy) for accuracy in found]
-            means += [(row + shift, 100 * mean(found))] if found else []
-        axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, alpha=0.6, label=schedule, linewidth=0)
-        axes.plot(*zip(*means, strict=True), "_", color=colour, markersize=11, markeredgewidth=2)
-    axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
-    axes.set_ylabel("accuracy on the hold-out in %")
-    axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=len(schedules), frameon=False)
-    return figure
-
-
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,8 +245,10 @@ def main() -> int:
     except RuntimeError as error:
         print(f"optimizer_study: error: {error}", file=sys.stderr)
         return 1
+    study.summarise()
     arguments.output.with_suffix(".md").write_text(tables(study), encoding="utf-8")
-    plot(study).savefig(arguments.output.with_suffix(".png"), dpi=160)
+    (found,) = [one for one in optimizer_studies(study.path.parent) if one.source == study.path.name]
+    write_figure(optimizers_figure(found.trained), arguments.output.with_suffix(".png"))
     return 0
 
 

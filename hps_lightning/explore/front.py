@@ -198,6 +198,30 @@ def rows_csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
+def rows_from_csv(text: str) -> list[Row]:
+    """The trials that :func:`rows_csv` has written; values of options are the texts that stand there.
+
+    Raises:
+        ValueError: it is another table.
+        KeyError: a column is missing.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    own = {"trial", "state", *QUANTITIES, "epochs", "note", "folder"}
+    options = [name for name in reader.fieldnames or () if name not in own]
+    return [
+        Row(
+            number=int(line["trial"]),
+            state=line["state"],
+            values={name: float(line[name]) for name in QUANTITIES if line[name]},
+            options={name: line[name] for name in options if line[name]},
+            epochs=int(line["epochs"]),
+            note=line["note"],
+            folder=line["folder"],
+        )
+        for line in reader
+    ]
+
+
 def _cell(value: Any) -> Any:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else value
 

@@ -21,10 +21,8 @@ _LABELS = 12
 """Points of a front that are numbered; more would cover each other."""
 
 
-def write_plot(
-    rows: Sequence[Row], objectives: Sequence[str], limits: Mapping[str, float], title: str, *paths: Path
-) -> None:
-    """Draws a study.
+def study_figure(rows: Sequence[Row], objectives: Sequence[str], limits: Mapping[str, float], title: str) -> Figure:
+    """A study as a figure.
 
     One panel for each objective after the first; a study of one objective is drawn over what it
     limits, or else over the number of parameters. Trials that were not trained have no place in it
@@ -35,10 +33,6 @@ def write_plot(
         objectives: see ``front.front_of``.
         limits: drawn as lines.
         title: above it.
-        paths: of the pictures; their suffixes say of which kind.
-
-    Raises:
-        UserError: a picture cannot be written.
     """
     across = [name for name in (*objectives[1:], *limits) if name != objectives[0]]
     across = list(dict.fromkeys(across)) or [next(name for name in ("parameters", "macs") if name != objectives[0])]
@@ -55,6 +49,25 @@ def write_plot(
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def write_plot(
+    rows: Sequence[Row], objectives: Sequence[str], limits: Mapping[str, float], title: str, *paths: Path
+) -> None:
+    """Draws a study.
+
+    Args:
+        rows: see :func:`study_figure`, as the next three.
+        objectives: likewise.
+        limits: likewise.
+        title: likewise.
+        paths: of the pictures; their suffixes say of which kind.
+
+    Raises:
+        UserError: a picture cannot be written.
+    """
+    figure = study_figure(rows, objectives, limits, title)
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

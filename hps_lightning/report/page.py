@@ -17,6 +17,9 @@ import markdown
 from hps_lightning import __version__, paper
 from hps_lightning.bluebox.staging import staged_directory, write_file
 from hps_lightning.errors import UserError
+from hps_lightning.explore.front import front_markdown, front_of
+from hps_lightning.explore.plot import study_figure
+from hps_lightning.explore.quantities import write_limits
 from hps_lightning.report import claims as claims_
 from hps_lightning.report import plots, table5
 from hps_lightning.report.curves import Run
@@ -32,6 +35,15 @@ from hps_lightning.report.reproduction import (
     cost,
     disagreements,
     rows,
+)
+from hps_lightning.report.studies import (
+    EXPLORATIONS,
+    Exploration,
+    KeptMemory,
+    OptimizerStudy,
+    explorations,
+    kept_memory,
+    optimizer_studies,
 )
 from hps_lightning.zoo import Variant
 
@@ -49,9 +61,14 @@ _QUANTITIES = {"accuracy": "accuracy (%)", "size_mb": "size (MB)", "seconds_per_
 _NONE = "-"
 
 
-def plot_names() -> list[str]:
-    """The names that plots may have, without suffix."""
-    return ["time", *(f"{kind}-{dataset}" for kind in ("size", "curves") for dataset in plots.TITLES)]
+def plot_names(results: Path | None) -> list[str]:
+    """The names that plots may have, without suffix, of a report on the given results."""
+    studies = [
+        path.name.removesuffix(".json")
+        for pattern in ("optimizers-*.json", EXPLORATIONS)
+        for path in (sorted(results.glob(pattern)) if results else ())
+    ]
+    return ["time", *(f"{kind}-{dataset}" for kind in ("size", "curves") for dataset in plots.TITLES), *studies]
 
 
 def write_report(output: Path, checkpoints: Path, results: Path | None, curves: Sequence[tuple[Run, str]]) -> list[str]:
@@ -71,7 +88,7 @@ def write_report(output: Path, checkpoints: Path, results: Path | None, curves: 
             written or holds something else.
     """
     names = {MARKDOWN_FILE, HTML_FILE, TABLES_FILE}
-    names |= {name + suffix for name in plot_names() for suffix in plots.FORMATS}
+    names |= {name + suffix for name in plot_names(results) for suffix in plots.FORMATS}
     unknown = {run.dataset for run, _ in curves} - set(plots.TITLES)
     if unknown:
         raise UserError(f"No data set is called {min(unknown)!r}; runs are of {', '.join(plots.TITLES)}.")
@@ -108,6 +125,8 @@ def _content(
         figures[name] = plots.curves_figure(*(list(column) for column in zip(*of_dataset, strict=True)))
         alt = f"Training and validation accuracy by epoch on {plots.TITLES[dataset]}"
         curve_plots.append({"file": f"{name}.png", "alt": alt, "words": _curve_words(of_dataset)})
+    optimizers = [_optimizers(study, figures) for study in (optimizer_studies(results) if results else [])]
+    explored = [_explored(study, figures) for study in (explorations(results) if results else [])]
     time_groups, time_rows = _times(table_rows, ours, others, results)
     figures["time"] = plots.time_figure(time_groups)
     content = {
@@ -124,6 +143,9 @@ def _content(
         "time_plot": {"file": "time.png", "alt": "Seconds per epoch against parameters, a group for each machine"},
         "time_table": time_rows,
         "curves": curve_plots,
+        "optimizers": optimizers,
+        "memory": [_memory(study) for study in (kept_memory(results) if results else [])],
+        "explorations": explored,
         "table5": _table5(),
         "claims": _claims(),
         "cited_table": table(
@@ -368,6 +390,59 @@ def _curve_words(curves: Sequence[tuple[Run, str]]) -> str:
         parts.append(f"{cell(title)} (protocol {cell(run.protocol)}{seed}): {', '.join(ends)}.")
     words = "Training accuracy is measured on augmented images while the weights change: it may lie below validation."
     return " ".join([*parts, words])
+
+
+def _optimizers(study: OptimizerStudy, figures: dict[str, Any]) -> dict[str, Any]:
+    name = study.source.removesuffix(".json")
+    figures[name] = plots.optimizers_figure(study.trained)
+    count = len({trained.optimizer for trained in study.trained})
+    return {
+        "network": study.network,
+        "epochs": study.epochs,
+        "file": f"{name}.png",
+        "alt": f"Accuracy of {study.network} with {count} optimizers under each schedule",
+        # Headings of its own would stand among the page's.
+        "tables": study.tables.strip(),
+        "hardware": cell(study.hardware),
+        "source": study.source,
+    }
+
+
+def _memory(study: KeptMemory) -> dict[str, Any]:
+    lines = [
+        (
+            cell(kept["activation"]),
+            "in place" if kept["inplace"] else "not in place",
+            cell(kept["dtype"]),
+            cell(kept["kernels"]),
+            f"{kept['bytes'] / 1e6:.1f}",
+        )
+        for kept in study.kept
+    ]
+    return {
+        "network": study.network,
+        "batch_size": study.batch_size,
+        "table": table(("activation", "", "computation", "kernels", "kept (MB)"), lines),
+        "source": study.source,
+    }
+
+
+def _explored(study: Exploration, figures: dict[str, Any]) -> dict[str, Any]:
+    front = front_of(study.rows, study.objectives)
+    trained = sum(row.epochs > 0 for row in study.rows)
+    figures[study.source] = study_figure(study.rows, study.objectives, study.limits, f"{study.name}: {trained} trained")
+    states = {state: sum(row.state == state for row in study.rows) for state in sorted({r.state for r in study.rows})}
+    return {
+        "name": cell(study.name),
+        "objectives": ", ".join(study.objectives),
+        "limits": write_limits(study.limits),
+        "trials": len(study.rows),
+        "states": ", ".join(f"{count} {state}" for state, count in states.items()),
+        "front": front_markdown(front, study.objectives, study.limits).strip(),
+        "file": f"{study.source}.png",
+        "alt": f"Trials of the exploration {cell(study.name)}, the Pareto front brought out",
+        "source": study.source,
+    }
 
 
 def _table5() -> dict[str, Any]:

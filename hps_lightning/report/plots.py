@@ -1,4 +1,4 @@
-"""The plots: curves of trainings, accuracy against size, time per epoch against parameters.
+"""The plots: curves of trainings, accuracy against size, time per epoch against parameters, optimizers.
 
 Colours are Okabe and Ito's, which colour-blind people tell apart; markers and line styles say the
 same once more. The same content gives the same bytes.
@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
 from hps_lightning.report.curves import METRICS, Run
 from hps_lightning.report.labels import Label, place_labels
+from hps_lightning.report.studies import Trained
 
 FORMATS = (".png", ".svg")
 """The suffixes of picture files."""
@@ -216,6 +218,29 @@ def time_figure(groups: Sequence[Group]) -> Figure:
     _plain_ticks(axes.xaxis, axes.get_xlim())
     _plain_ticks(axes.yaxis, axes.get_ylim())
     return _labelled(figure, axes, groups)
+
+
+def optimizers_figure(trained: Sequence[Trained]) -> Figure:
+    """Every optimizer's accuracies under every schedule: a mark for each seed, a dash at their mean."""
+    figure = Figure(figsize=(9.5, 5.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(one.optimizer for one in trained))
+    schedules = list(dict.fromkeys(one.schedule for one in trained))
+    for column, schedule in enumerate(schedules):
+        # Beside each other, in the order of the legend.
+        shift = (column - (len(schedules) - 1) / 2) * 0.8 / len(schedules)
+        colour, marker = _STYLES[column % len(_STYLES)]
+        of_schedule = [one for one in trained if one.schedule == schedule]
+        points = [(names.index(one.optimizer) + shift, value) for one in of_schedule for value in one.accuracies]
+        means = [(names.index(one.optimizer) + shift, mean(one.accuracies)) for one in of_schedule]
+        style = {"color": colour, "linewidth": 0}
+        axes.plot(*zip(*points, strict=True), marker, **style, markersize=5, alpha=0.6, label=_plain(schedule))
+        axes.plot(*zip(*means, strict=True), "_", **style, markersize=11, markeredgewidth=2)
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    axes.set_ylabel("accuracy on the hold-out (%)")
+    _tidy(axes)
+    figure.legend(loc="outside lower left", ncols=min(4, len(schedules)), frameon=False, fontsize=9)
+    return figure
 
 
 def _scatter(axes: Axes, groups: Sequence[Group]) -> None:

@@ -11,6 +11,7 @@ from hps_lightning.pretrained import published_folder
 from hps_lightning.report.curves import Run
 from hps_lightning.report.page import cell, copy_note, table, write_report
 from tests.report.test_measured import facts, write
+from tests.report.test_studies import made_studies
 
 CURVES = {"train/accuracy": {1: 0.4, 2: 0.6}, "val/accuracy": {1: 0.5, 2: 0.5625}}
 
@@ -21,6 +22,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     write(root / "checkpoints" / "hps_06_05x-cifar10.json", facts(command="hps fit --seed_everything 0"))
     write(root / "results" / "a<b>|run" / "benchmark.json", facts(metrics={"final": {"val/accuracy": 0.725}}))
+    made_studies(root / "results")
     return root
 
 
@@ -37,7 +39,10 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
     names = {path.name for path in report.iterdir()}
     plots = {
         f"{name}.{suffix}"
-        for name in ("size-cifar10", "size-cifar100", "time", "curves-digits")
+        for name in (
+            *("size-cifar10", "size-cifar100", "time", "curves-digits"),
+            *("optimizers-made", "exploration-small"),
+        )
         for suffix in ("png", "svg")
     }
     assert names == {"report.md", "report.html", "tables.csv", *plots}
@@ -50,7 +55,7 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
 def test_the_page_needs_no_other_file(report):
     page = (report / "report.html").read_text()
     sources = re.findall(r"""\b(?:src|srcset|data|poster)\s*=\s*["']([^"']{1,40})""", page)
-    assert len(sources) == 4
+    assert len(sources) == 6
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     for outside in ("<link", "<script", "<iframe", "<object", "@import", "url("):
         assert outside not in page
@@ -107,6 +112,20 @@ def test_errors_claims_runs_and_sources_are_told(report):
     assert "`hps fit --seed_everything 0`" in text
     assert "https://github.com/chenyaofo/pytorch-cifar-models" in text
     assert "Maxout networks | 90.65" in text
+
+
+def test_studies_are_told_and_where_there_is_none_that_is_said(report, made, tmp_path):
+    text = (report / "report.md").read_text()
+    assert "`hps_06_05x`, 6 epochs each" in text
+    assert "| Adam | 62.00 |" in text
+    assert "| relu | in place | float32 | ours | 12.5 |" in text
+    assert "drew 3 networks" in text
+    assert "1 done, 1 over the limits, 1 stopped early" in text
+    assert "| 0 | 40.00 | 200.0 | 1 1 1 1 |" in re.sub(r"stages ", "", text)
+    write_report(tmp_path / "report", made / "checkpoints", None, [])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "No study of ours is recorded" in text
+    assert "No exploration of ours is recorded" in text
 
 
 def test_a_note_on_the_copy_of_the_data_comes_from_the_published_readme(report, made):
