@@ -18,8 +18,9 @@ from hps_lightning.bluebox import (
 )
 from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_table
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
-from hps_lightning.checkpoint import load_classifier, read_checkpoint
-from hps_lightning.cli.runs import RUNS, resolve_checkpoint
+from hps_lightning.checkpoint import load_classifier
+from hps_lightning.cli.recovery import open_checkpoint
+from hps_lightning.cli.runs import RUNS
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
@@ -69,8 +70,8 @@ def run_export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.replace:
         refuse_full_directory(arguments.output)
-    checkpoint = resolve_checkpoint(arguments.ckpt_path, Path(RUNS))
-    record = read_checkpoint(checkpoint)[RECORD_KEY]
+    checkpoint, content = open_checkpoint(arguments.ckpt_path, Path(RUNS))
+    record = content[RECORD_KEY]
     network = load_classifier(checkpoint).network.to(memory_format=torch.contiguous_format)
     manifest = describe(network, record)
     models: dict[str, bytes] = {}

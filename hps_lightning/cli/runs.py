@@ -63,6 +63,9 @@ def run_of(checkpoint: Path) -> Run | None:
 def resolve_checkpoint(value: str, runs: Path) -> Path:
     """The checkpoint that ``--ckpt_path`` names: a path, or "last" or "best" of the newest run.
 
+    The newest run is the one that has written a checkpoint last. Its "last" need not exist, where only the best one
+    could be written; see ``cli.recovery``.
+
     Args:
         value: as typed.
         runs: the folder of all runs.
@@ -77,12 +80,14 @@ def resolve_checkpoint(value: str, runs: Path) -> Path:
                 f"such as {next(Path(value).glob('seed_*/checkpoints/last.ckpt'), Path(value, 'seed_0'))}."
             )
         return Path(value)
-    checkpoints = [path for pattern in _RUNS for path in runs.glob(f"{pattern}/checkpoints/last.ckpt")]
+    checkpoints = [
+        path for pattern in _RUNS for name in NEWEST for path in runs.glob(f"{pattern}/checkpoints/{name}.ckpt")
+    ]
     newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise UserError(f"There is no run with a checkpoint below {runs}; give a path: --ckpt_path FILE.")
     path = newest.with_name(f"{value}.ckpt")
-    if not path.is_file():
+    if value == "best" and not path.is_file():
         raise UserError(
             f"The newest run, {newest.parent.parent}, has no {path.name}: under the protocol 'full' nothing "
             "validates, so that none is best. Use --ckpt_path last."

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,16 @@ class SeedGroup:
         path = directory / GROUP_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != GROUP_FORMAT:
-                raise UserError(f"{path} has format {content['format']!r}; this version reads {GROUP_FORMAT}.")
-            figures = {int(seed): values for seed, values in content["figures"].items()}
-            return cls(directory, content["arguments"], content["seeds"], figures, content["test"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read: {error!r}") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: it is no JSON ({error}).") from error
+        if isinstance(content, dict) and content.get("format", GROUP_FORMAT) != GROUP_FORMAT:
+            raise UserError(f"{path} has format {content['format']!r:.80}; this version reads {GROUP_FORMAT}.")
+        if not _is_group(content):
+            raise UserError(f"{path} is damaged: it does not hold what `hps fit --seeds` writes.")
+        figures = {int(seed): values for seed, values in content["figures"].items()}
+        return cls(directory, content["arguments"], content["seeds"], figures, content["test"])
 
     @classmethod
     def create(cls, folder: Path, arguments: list[str], seeds: list[int], config: str) -> "SeedGroup":
@@ -230,6 +235,27 @@ class SeedGroup:
             for directory in self._made:
                 directory.rmdir()
         return True
+
+
+def _is_group(content: Any) -> bool:
+    """Whether a file's content is what :meth:`SeedGroup.save` writes."""
+    if not isinstance(content, dict) or not {"format", "arguments", "seeds", "figures", "test"} <= set(content):
+        return False
+    arguments, seeds, figures, test = (content[key] for key in ("arguments", "seeds", "figures", "test"))
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+        return False
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        return False
+    if not isinstance(figures, dict) or not {*figures} <= {*map(str, seeds)}:
+        return False
+    if not all(isinstance(values, dict) and all(map(_is_figure, values.values())) for values in figures.values()):
+        return False
+    return len(set(seeds)) == len(seeds) and isinstance(test, dict | None)
+
+
+def _is_figure(value: Any) -> bool:
+    # NaN is less than nothing.
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def _directories(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hps_lightning.errors import UserError
+from hps_lightning.errors import DivergedError, UserError
 
 _RUN = "version_0"
 _LOCK = "running.lock"
@@ -126,6 +126,7 @@ def run_training(
         "done", or "declined" where ``answer`` did not want the network.
 
     Raises:
+        DivergedError: the training's loss became NaN or infinite.
         UserError: the arguments cannot be used.
         TrialFailedError: the training failed, or its process was killed.
         BaseException: what ``answer`` raises, and Ctrl+C; the process is ended first.
@@ -163,6 +164,8 @@ def _converse(connection: Connection, process: BaseProcess, answer: Answer) -> s
             name, content = connection.recv()
             if name in ("done", "declined"):
                 return name
+            if name == "diverged":
+                raise DivergedError(content)
             if name == "refused":
                 raise UserError(content)
             if name == "failed":

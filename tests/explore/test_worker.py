@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from hps_lightning.errors import UserError
+from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore import worker as working
 from hps_lightning.explore.front import rows_csv, rows_of
 from hps_lightning.explore.pruning import Pruning
@@ -143,6 +143,24 @@ def test_ctrl_c_puts_the_trial_back_and_it_goes_on_where_it_was(tmp_path, traini
     assert (TrialFolder(at_work.folder, 0).run / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_a_training_that_diverges_is_a_trial_that_stopped_early(tmp_path, monkeypatch):
+    made = MadeTraining()
+    outcomes = iter([False, True, False])
+
+    def diverging(argv, *arguments):
+        if next(outcomes):
+            raise DivergedError("The training has diverged: the loss is NaN at step 5.")
+        return made(argv, *arguments)
+
+    monkeypatch.setattr(working, "run_training", diverging)
+    at_work = worker(tmp_path)
+    at_work.work()
+    assert states(at_work.study) == ["COMPLETE", "PRUNED", "COMPLETE"]
+    row = rows_of(at_work.study.trials)[1]
+    assert row.state == "stopped early"
+    assert "NaN at step 5" in row.note
+
+
 def test_a_checkpoint_that_is_of_no_use_lets_the_trial_begin_anew(tmp_path, training, monkeypatch):
     training.interrupt = (2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -157,6 +175,25 @@ def test_a_checkpoint_that_is_of_no_use_lets_the_trial_begin_anew(tmp_path, trai
     at_work = worker(tmp_path)
     at_work.work()
     assert states(at_work.study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_best_one(tmp_path, training, monkeypatch):
+    training.interrupt = (2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        worker(tmp_path).work()
+    last = next(tmp_path.rglob("last.ckpt"))
+    last.with_name("best.ckpt").write_bytes(last.read_bytes())
+
+    def refusing(argv, *arguments):
+        if argv[0].endswith("last.ckpt"):
+            raise UserError("the checkpoint is damaged")
+        return training(argv, *arguments)
+
+    monkeypatch.setattr(working, "run_training", refusing)
+    said = []
+    worker(tmp_path, said=said).work()
+    assert training.calls[1][0][0].endswith("best.ckpt")
+    assert any("last.ckpt" in line and "damaged" in line for line in said)
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
