@@ -22,6 +22,7 @@ from rich.table import Table
 
 from hps_lightning import __version__, complexity
 from hps_lightning.bluebox.weights import bare_network
+from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
 from hps_lightning.modules.classifier import ImageClassifier
 
@@ -74,14 +75,17 @@ class Benchmark(Callback):
     ``time/images_per_second`` for every epoch. At the end the first process prints a table
     and writes everything as JSON into the run's log directory. A training's time excludes
     validation, checkpoints and the sanity check; summaries are medians that leave out each
-    process's first epoch where there are others. Epochs before a resume count. A fast dev
-    run writes nothing.
+    process's first epoch where there are others. Epochs before a resume count, and so does the
+    part of one; steps that a kill undid count once, as they are trained again. A fast dev run
+    writes nothing.
 
     Args:
         filename: of the JSON file.
     """
 
     def __init__(self, filename: str = "benchmark.json") -> None:
+        if not filename or Path(filename).name != filename:
+            raise UserError(f"benchmark.filename is the name of a file in the run's folder, got {filename!r:.80}.")
         self.filename = filename
         self._reset()
 
@@ -94,14 +98,19 @@ class Benchmark(Callback):
         self._since = 0.0
         self._batch_size = 0
         self._trained = False
+        self._resumes = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far and the one under way, in plain types."""
         self._settle(perf_counter())
+        # What follows is the checkpoint's time; the next batch starts the clock again.
+        self._activity = None
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs.values()],
             "current": asdict(self._current),
             "best": self.best,
+            "batch_size": self._batch_size,
+            "resumes": self._resumes,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -109,6 +118,9 @@ class Benchmark(Callback):
         self.epochs = {epoch["epoch"]: EpochCost(**epoch) for epoch in state_dict["epochs"]}
         self._current = EpochCost(**state_dict["current"])
         self.best = state_dict["best"]
+        # Earlier versions have kept neither.
+        self._batch_size = state_dict.get("batch_size", 0)
+        self._resumes = state_dict.get("resumes", 0) + 1
 
     def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:
         """Settles where the file goes; every rank has to, since they agree on the log directory."""
@@ -185,7 +197,7 @@ class Benchmark(Callback):
         final = _metrics(trainer, ("train/", "val/"))
         if not trainer.is_global_zero or trainer.fast_dev_run or not self.epochs:
             return
-        if not self._trained and self._path.exists():
+        if not self._trained and _epochs_in(self._path) >= len(self.epochs):
             # Resumed from where it had ended: what is there says more than could be said now.
             return
         report = self._report(trainer, pl_module, record, final)
@@ -229,6 +241,7 @@ class Benchmark(Callback):
             "memory": memory,
             "metrics": {"final": final, "best": self.best},
             "epochs": [cost.record() for _, cost in sorted(self.epochs.items())],
+            "resumes": self._resumes,
             "hardware": hardware(device),
             "versions": versions(),
         }
@@ -339,6 +352,14 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def _epochs_in(path: Path) -> int:
+    """The number of epochs that a report tells of; 0 where there is none that can be read."""
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8"))["epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Which checkpoints a training leaves in its run's ``checkpoints/``: the best, the last, the weights."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,7 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hps_lightning.callbacks.report import best_checkpoint, last_checkpoint
+from hps_lightning.callbacks.signals import StopSignals
 from hps_lightning.checkpoint import save_weights
+from hps_lightning.errors import TrainingStopped, UserError, say_trouble
 
 
 class _MovableCheckpoint(ModelCheckpoint):
@@ -31,6 +35,8 @@ class _MovableCheckpoint(ModelCheckpoint):
                 "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
             }
         )
+        # Lightning saves it and forgets to load it.
+        self.current_score = state_dict["current_score"]
 
 
 class BestCheckpoint(_MovableCheckpoint):
@@ -55,17 +61,108 @@ class BestCheckpoint(_MovableCheckpoint):
 
 
 class LastCheckpoint(_MovableCheckpoint):
-    """Keeps the newest state of a training as ``last.ckpt``, from which it can go on.
+    """Keeps the newest state of a training as ``last.ckpt``, from which it can go on exactly.
+
+    It is written at the ends of epochs and, if asked for, between two steps inside them; where a step ends an epoch
+    or is followed by a validation, at the next place from which the training can go on. SIGTERM and Ctrl+C end the
+    training there, once it is written; a training that is complete by then ends as usual.
 
     Args:
-        every_n_epochs: epochs between two checkpoints.
+        every_n_epochs: epochs between two checkpoints; 0 for none at the ends of epochs but the last.
+        every_n_train_steps: steps of the optimizer between two checkpoints, besides.
+        train_time_interval: time between two checkpoints, besides; ``00:10:00`` on the command line.
+
+    Raises:
+        UserError: an interval is not positive.
     """
 
     # Apart from `save_last` of the best one, which Lightning writes when the best one improves.
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+    ) -> None:
+        if every_n_epochs < 0:
+            raise UserError(f"last_checkpoint.every_n_epochs must not be negative, got {every_n_epochs}.")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise UserError(f"last_checkpoint.every_n_train_steps must be at least 1, got {every_n_train_steps}.")
+        if train_time_interval is not None and train_time_interval <= timedelta():
+            raise UserError(f"last_checkpoint.train_time_interval must be positive, got {train_time_interval}.")
+        # Lightning's own intervals exclude each other, and save where a validation is about to begin, which a
+        # training that goes on from there leaves out.
         super().__init__(
             filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True, enable_version_counter=False
         )
+        self._steps = every_n_train_steps
+        self._interval = train_time_interval
+        self._signals = StopSignals()
+        self._saved_at = 0.0
+        self._step = 0
+        self._due = False
+
+    @property
+    def state_key(self) -> str:
+        """Whatever the intervals, so that a training can go on with others."""
+        return type(self).__qualname__
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and begins to note signals."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        self._step = trainer.global_step
+        self._due = False
+        self._signals.watch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves between two steps where it is time to."""
+        # In this order, since several processes have to agree on each.
+        number = self._signals.received(trainer)
+        late = self._interval is not None and trainer.strategy.broadcast(
+            time.monotonic() - self._saved_at >= self._interval.total_seconds()
+        )
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        self._due |= late or (stepped and self._steps is not None and self._step % self._steps == 0)
+        if (self._due or number) and _can_go_on_from_here(trainer):
+            self._save(trainer)
+            if number:
+                raise TrainingStopped(number)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves at the end of an epoch where it is time to."""
+        number = self._signals.received(trainer)
+        complete = _is_complete(trainer)
+        if self._due or number or complete:
+            self._save(trainer)
+        else:
+            super().on_train_epoch_end(trainer, pl_module)
+        if number and not complete:
+            raise TrainingStopped(number)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._due = False
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
+
+
+def _can_go_on_from_here(trainer: Trainer) -> bool:
+    """Whether a checkpoint at the end of this batch loses nothing: no gradients, no validation, no end of an epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    follows = loop._is_training_done or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return not (follows or loop._should_accumulate())
+
+
+def _is_complete(trainer: Trainer) -> bool:
+    """Whether the epoch that ends is the training's last."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    stops = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+    return stops or (trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs)
 
 
 class WeightsCheckpoint(Callback):
@@ -78,9 +175,13 @@ class WeightsCheckpoint(Callback):
         self.weights_path = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file."""
+        """Writes the file; where it cannot be written, its source holds the same weights."""
         source = best_checkpoint(trainer) or last_checkpoint(trainer)
         if trainer.is_global_zero and source:
             target = Path(source).with_name("weights.ckpt")
-            save_weights(source, target)
+            try:
+                save_weights(source, target)
+            except UserError as error:
+                say_trouble(f"{error} The training has ended without it; {source} holds the same weights.")
+                return
             self.weights_path = str(target)

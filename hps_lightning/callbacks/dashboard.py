@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Dashboard(Callback):
         if not trainer.is_global_zero:
             return
         for logger in _tensorboards(trainer):
-            if self.graph:
+            if self.graph and not _goes_on(trainer, logger):
                 _write_graph(logger, pl_module)
             # TensorBoard takes the columns of all runs from the first "experiment" summary that it
             # finds in any, so that none is written: it then gathers them from every run.
@@ -222,6 +223,11 @@ def _share_right(counts: Tensor) -> str:
 
 def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _goes_on(trainer: Trainer, logger: TensorBoardLogger) -> bool:
+    """Whether a training goes on in its own folder, where TensorBoard would find the graph twice."""
+    return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).absolute().parents[1] == Path(logger.log_dir).absolute()
 
 
 def _write_graph(logger: TensorBoardLogger, pl_module: LightningModule) -> None:

@@ -22,6 +22,10 @@ class EpochLines(ProgressBar):
         """Prints again."""
         self._enabled = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the time; an epoch that is resumed half-way does not start."""
+        self._started = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the time."""
         self._started = time.monotonic()

@@ -17,6 +17,9 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from hps_lightning.checkpoint_io import safe_checkpoints
+from hps_lightning.errors import TrainingStopped
+
 Rows = list[tuple[str, str]]
 
 
@@ -58,7 +61,7 @@ class BestValidation:
 class Report(Callback):
     """Prints, at the end of a training, a validation or a test, what came out of it and what to type next.
 
-    After a training, also one that Ctrl+C ended: what was reached, where the checkpoints lie,
+    After a training, also one that Ctrl+C or SIGTERM ended: what was reached, where the checkpoints lie,
     and the commands that go on from there. After a validation or a test: the accuracy with the
     number of right images, and what the training itself had reported, if the module's
     ``checkpoint_record`` (see ``ImageClassifier.record``) holds it.
@@ -98,10 +101,11 @@ class Report(Callback):
             _print(title + self._duration(), self._training_rows(trainer, test=True))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says how to go on with a training that Ctrl+C ended."""
+        """Says how to go on with a training that a signal ended."""
         if trainer.state.fn != "fit" or not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
             return
-        title = f"Training interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        by = f" by {exception.signal.name}" if isinstance(exception, TrainingStopped) else ""
+        title = f"Training interrupted{by} in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
         _print(title + self._duration(), self._training_rows(trainer, test=False) + _resume_rows(trainer))
 
     def _duration(self) -> str:
@@ -240,7 +244,7 @@ def best_checkpoint(trainer: Trainer) -> str | None:
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
     ]
-    return next(filter(None, paths), None)
+    return _first_written(trainer, paths)
 
 
 def last_checkpoint(trainer: Trainer) -> str | None:
@@ -249,7 +253,14 @@ def last_checkpoint(trainer: Trainer) -> str | None:
     paths = [callback.last_model_path for callback in callbacks]
     # Without a metric to monitor, the "best" one is the newest.
     paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
-    return next(filter(None, paths), None)
+    return _first_written(trainer, paths)
+
+
+def _first_written(trainer: Trainer, paths: Sequence[str]) -> str | None:
+    # A disk that was full at the end has others than those that the callbacks believe in.
+    checkpoints = safe_checkpoints(trainer)
+    found = (path if checkpoints is None else checkpoints.whereabouts(path) for path in paths if path)
+    return next(filter(None, found), None)
 
 
 def _weights(trainer: Trainer) -> list[str]:

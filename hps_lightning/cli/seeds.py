@@ -23,6 +23,7 @@ from rich.table import Table
 from hps_lightning.checkpoint import read_checkpoint
 from hps_lightning.cli.arguments import join_options, option_values
 from hps_lightning.cli.lightning import TrainingPlan, run_cli, run_lightning
+from hps_lightning.cli.recovery import open_or_replace
 from hps_lightning.cli.seed_group import GROUP_FILE, Figures, SeedGroup, finite, summarise
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
@@ -216,7 +217,9 @@ def _training(group: SeedGroup, seed: int) -> list[str]:
     """The arguments of `hps` for one seed's training: from its last checkpoint, where there is one."""
     checkpoint = group.last_checkpoint(seed)
     if checkpoint.is_file():
-        return ["fit", f"--ckpt_path={checkpoint}"]
+        # The config is the user's own, as that beside a checkpoint need not be: see `cli.run_config`.
+        own = [f"--config={group.config_path}", f"--seed_everything={seed}", "--init_weights=null"]
+        return ["fit", f"--ckpt_path={open_or_replace(checkpoint, resumable=True)[0]}", *own]
     # Below the network's folder, so that TensorBoard shows it as NAME/seeds_K/seed_S.
     version = f"{group.directory.name}/{group.run_directory(seed).name}"
     return [
@@ -246,8 +249,7 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
     def stop(number: int, frame: Any) -> None:
         nonlocal signalled
         signalled = number
-        # Lightning ends a training orderly after SIGINT, but with a traceback after SIGTERM.
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -261,8 +263,8 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
                     child.kill()
                 signalled = signal.SIGINT
             except subprocess.TimeoutExpired:
-                # A terminal tells its whole process group, `kill -INT` us alone.
-                child.send_signal(signal.SIGINT)
+                # A terminal tells its whole process group, `kill -INT` us alone. A second SIGINT would end it at once.
+                child.send_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
     return (status if status >= 0 else 128 - status), signalled

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from hps_lightning.data.augmentation import Augmentation
+from hps_lightning.errors import UserError
 
 
 class BatchKey(NamedTuple):
@@ -52,6 +53,17 @@ class BatchSampler(DistributedSampler):
         self.size = size
         self.batch_size = batch_size
         self.equal_shares = equal_shares
+        self._trained = (0, 0)
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Lets passes through an epoch begin after its first batches; other epochs stay whole, and so does the length.
+
+        Args:
+            epoch: that comes next, counted from 0. Worker processes fetch before Lightning tells it.
+            batches: of that epoch that were trained already.
+        """
+        self.epoch = epoch
+        self._trained = (epoch, batches)
 
     def _starts(self) -> list[int]:
         starts = list(range(0, self.size, self.batch_size))
@@ -70,7 +82,8 @@ class BatchSampler(DistributedSampler):
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         starts = self._starts()
         seeds = torch.randint(0, 2**62, (len(starts),), generator=generator).tolist()
-        for start, seed in zip(starts, seeds, strict=True):
+        epoch, trained = self._trained
+        for start, seed in list(zip(starts, seeds, strict=True))[trained if self.epoch == epoch else 0 :]:
             end = self.size if start == starts[-1] and not self.drop_last else start + self.batch_size
             if self.equal_shares:
                 end -= (end - start) % self.num_replicas
@@ -87,6 +100,9 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
         mean: of each channel, 0 to 1.
         std: standard deviation of each channel, 0 to 1.
         augmentation: applied to each batch, or None.
+
+    Raises:
+        UserError: there is no image, or not one label for each, or a label that is no class.
     """
 
     def __init__(
@@ -98,6 +114,17 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
         std: tuple[float, ...],
         augmentation: Augmentation | None = None,
     ) -> None:
+        if not len(images):
+            raise UserError("There are no images in the data set.")
+        if len(labels) != len(images):
+            raise UserError(f"The data set has {len(images)} images, but {len(labels)} labels.")
+        outside = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+        if len(outside):
+            position = int(outside[0])
+            raise UserError(
+                f"Image {position} has the label {int(labels[position])}; the network tells classes 0 to "
+                f"{num_classes - 1} apart."
+            )
         self.images = images
         self.labels = labels
         self.num_classes = num_classes

@@ -18,6 +18,9 @@ from hps_lightning.data.readers import load_images
 from hps_lightning.data.splits import DESCRIPTIONS, Protocol, stratified_holdout
 from hps_lightning.errors import UserError
 
+# Each is a process; a slip of the finger must not take the machine down.
+_MOST_WORKERS = 512
+
 
 class ImageDataModule(LightningDataModule):
     """Images of 3 x 32 x 32, held in memory (of the GPU, where one trains) and augmented a batch at a time.
@@ -68,6 +71,10 @@ class ImageDataModule(LightningDataModule):
         ):
             if value < least:
                 raise UserError(f"data.{name} must be at least {least}, got {value}.")
+        if num_workers > _MOST_WORKERS:
+            raise UserError(f"data.num_workers must be at most {_MOST_WORKERS}, got {num_workers}.")
+        if not 0 <= split_seed < 2**63:
+            raise UserError(f"data.split_seed must lie between 0 and 2**63 - 1, got {split_seed}.")
         self.root = root
         self.download = download
         self.protocol = protocol
@@ -82,6 +89,7 @@ class ImageDataModule(LightningDataModule):
         self.val_set: ImageBatches | None = None
         self.test_set: ImageBatches | None = None
         self.photos: Photos | None = None
+        self._resumed: dict[str, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -116,6 +124,18 @@ class ImageDataModule(LightningDataModule):
             "protocol": self.protocol,
         }
 
+    def check_batch_size(self, images: int) -> None:
+        """Refuses batches of more than all ``images`` that train.
+
+        Raises:
+            UserError: they are.
+        """
+        if self.batch_size > images:
+            raise UserError(
+                f"data.batch_size {self.batch_size} is more than the {images:,} training images; "
+                "a batch may have at most as many."
+            )
+
     def prepare_data(self) -> None:
         """Downloads what is missing, in one process alone."""
         if self.images is None:
@@ -144,6 +164,8 @@ class ImageDataModule(LightningDataModule):
             parts = stratified_holdout(labels, self.val_fraction, self.split_seed)
             self.val_set = self._batches(images[parts.val], labels[parts.val])
             images, labels = images[parts.train], labels[parts.train]
+        if stage == "fit":
+            self.check_batch_size(len(images))
         self.train_set = self._batches(images, labels, self.augmentation)
 
     def _load(self, split: str) -> tuple[Tensor, Tensor]:
@@ -177,15 +199,50 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # A loader draws a seed for its workers, which need none; so it does not from the training's generator.
+            generator=torch.Generator(),
             # What lies on the GPU already cannot be pinned.
             pin_memory=torch.cuda.is_available() and batches.images.device.type == "cpu",
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """Where a training stands: ``epoch``, counted from 0, ``batches`` trained of it, and ``batch_size``."""
+        if self.train_set is None or self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        # `processed` is ahead of `completed` while an epoch ends, when checkpoints are written.
+        ended = epochs.processed > epochs.completed
+        batches = 0 if ended else loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": epochs.processed, "batches": batches, "batch_size": self.batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Takes up :meth:`state_dict`.
+
+        Lightning would ask the loader to do so, but forgets to where an optimizer's schedule has
+        asked for the number of steps; and it warns of a loader that cannot.
+        """
+        self._resumed = state_dict
+
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented training batches."""
+        """Shuffled, augmented training batches.
+
+        Raises:
+            UserError: a training is to go on in the middle of an epoch, with batches of another size.
+        """
         # seed_everything leaves the run's seed here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        return self._loader(self.train_set, self.batch_size, shuffle=True, seed=seed, equal_shares=True)
+        loader = self._loader(self.train_set, self.batch_size, shuffle=True, seed=seed, equal_shares=True)
+        state, self._resumed = self._resumed, None
+        if state:
+            if state["batches"] and state["batch_size"] != self.batch_size:
+                raise UserError(
+                    f"The training stopped in epoch {state['epoch'] + 1} after {state['batches']} batches of "
+                    f"{state['batch_size']} images, so that it cannot go on with batches of {self.batch_size}; leave "
+                    f"data.batch_size at {state['batch_size']}."
+                )
+            loader.sampler.resume(state["epoch"], state["batches"])
+        return loader
 
     def _eval_loader(self, batches: ImageBatches) -> DataLoader:
         return self._loader(batches, self.eval_batch_size, shuffle=False)

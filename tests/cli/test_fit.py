@@ -1,13 +1,16 @@
 """The whole way of a user, on two batches of digits: fit, test, validate, predict, continue."""
 
 import csv
+import os
 import re
+import signal
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from benchmarks.kill_soak import run_differences
 from tests.cli.conftest import TINY
 
 pytestmark = pytest.mark.train
@@ -125,6 +128,100 @@ def test_continued_training_equals_an_uninterrupted_one(hps, tmp_path, monkeypat
     assert len(list((tmp_path / "parts").rglob("version_*"))) == 1, "it goes on in its own folder"
 
 
+EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+SMALLER = "--trainer.callbacks+=hps_lightning.callbacks.ProgressiveResolution"
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "left", "arguments"),
+    [
+        (
+            signal.SIGTERM,
+            2,
+            (3, 3),
+            ["--optimizer=muon", "--lr_scheduler=OneCycleLR", "--data.augmentation.mixup=0.2", *EMA, SMALLER],
+        ),
+        # Gradients of one batch are not left behind, so that the next one is trained too; a schedule of each step.
+        (
+            signal.SIGINT,
+            1,
+            (2, 4),
+            [
+                "--trainer.precision=bf16-mixed",
+                "--trainer.accumulate_grad_batches=2",
+                "--optimizer=adabound",
+                "--lr_scheduler=cyclic",
+                "--data.num_workers=1",
+            ],
+        ),
+        # In an epoch's last step, which ends with its validation.
+        (signal.SIGTERM, 9, (10, 0), ["--optimizer=adam", "--trainer.val_check_interval=2"]),
+    ],
+    ids=["SIGTERM", "SIGINT", "at an epoch's end"],
+)
+def test_a_signal_ends_a_training_where_it_goes_on_exactly(hps, tmp_path, monkeypatch, number, step, left, arguments):
+    arguments = [*arguments, "--model.dropout=0.3", "--trainer.limit_train_batches=5", "--trainer.log_every_n_steps=2"]
+    fit(hps, *arguments, "--trainer.default_root_dir=whole", epochs=3)
+
+    from hps_lightning.modules import ImageClassifier
+
+    original = ImageClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    handlers = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        arguments += ["--trainer.max_epochs=3", "--trainer.default_root_dir=parts"]
+        status, out, err = hps("fit", "--model=hps_06_05x", *TINY, *arguments)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert status == 128 + number
+    assert "Traceback" not in err
+    assert f"interrupted by {number.name} in epoch" in out
+    command = re.search(r"hps (fit --ckpt_path \S+)", out).group(1)
+    checkpoint = state(next((tmp_path / "parts").rglob("last.ckpt")))
+    assert (checkpoint["global_step"], checkpoint["ImageDataModule"]["batches"]) == left
+    status, _, err = hps(*command.split())
+    assert status == 0, err
+    whole, parts = (next((tmp_path / name).rglob("version_0")) for name in ("whole", "parts"))
+    assert run_differences(whole, parts) == []
+
+
+def test_a_signal_in_the_last_step_does_not_take_the_end_away(hps, tmp_path, monkeypatch):
+    from hps_lightning.modules import ImageClassifier
+
+    original = ImageClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    assert "Training finished" in fit(hps)
+    assert list(tmp_path.rglob("weights.ckpt"))
+
+
+def test_an_epoch_is_not_continued_with_other_batches(hps, tmp_path, monkeypatch):
+    fit(hps, "--last_checkpoint.every_n_train_steps=1", "--last_checkpoint.every_n_epochs=0", epochs=2)
+    path = next(tmp_path.rglob("last.ckpt"))
+    content = state(path)
+    # As it is after the first batch of an epoch.
+    content["ImageDataModule"]["batches"] = 1
+    torch.save(content, path)
+    status, _, err = hps("fit", "--ckpt_path=last", "--data.batch_size=8", "--trainer.max_epochs=3")
+    assert status == 2
+    assert "data.batch_size at 16" in err
+
+
 def test_schedule_over_the_whole_training_is_not_stretched(hps):
     fit(hps, "--lr_scheduler=OneCycleLR")
     status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
@@ -141,8 +238,13 @@ def test_warm_start_takes_the_weights_that_fit(hps, tmp_path):
     given = state(source)["state_dict"]["network.stage1.0.squeeze1.conv.weight"]
     newest = max(tmp_path.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     assert torch.allclose(state(newest)["state_dict"]["network.stage1.0.squeeze1.conv.weight"], given, atol=1e-8)
-    status, _, err = hps("fit", "--ckpt_path=last")
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
     assert status == 0, err
+    config = yaml.safe_load((newest.parents[1] / "config.yaml").read_text())
+    assert config["init_weights"] == str(source), "its config still repeats it"
+    status, _, err = hps("fit", "--ckpt_path=last", "--init_weights", source)
+    assert status == 2
+    assert "one of them" in err
 
 
 def test_network_cannot_be_changed_beside_a_checkpoint(hps):

@@ -4,6 +4,7 @@ from torch.utils.data import DataLoader
 
 from hps_lightning.data.augmentation import Augmentation
 from hps_lightning.data.batches import BatchKey, BatchSampler, ImageBatches, normalise
+from hps_lightning.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -24,6 +25,24 @@ def _order(sampler, epoch=0):
 
 def _seeds(sampler, epoch=0):
     return [key.seed for key in _epoch(sampler, epoch)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 10, 2], "Image 2 has the label 10; the network tells classes 0 to 9 apart"),
+        ([0, -1, 1, 2], "Image 1 has the label -1"),
+        ([0, 1], "has 4 images, but 2 labels"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(UserError, match=message):
+        ImageBatches(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor(labels), 10, MEAN, STD)
+
+
+def test_a_data_set_without_images_is_refused():
+    with pytest.raises(UserError, match="no images"):
+        ImageBatches(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), 10, MEAN, STD)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -85,6 +104,19 @@ def test_any_seed_of_lightning_is_taken(seed):
 
 # Workers are forked, which Python 3.12 and later warn about in a process that runs threads, as torch's does.
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_training_goes_on_in_the_middle_of_an_epoch_and_later_ones_are_whole():
+    whole = BatchSampler(20, 6, shuffle=True, seed=3)
+    epoch, later = _epoch(whole, 2), _epoch(whole, 3)
+    resumed = BatchSampler(20, 6, shuffle=True, seed=3)
+    resumed.resume(2, 1)
+    # Before anybody tells it the epoch, as workers fetch.
+    keys = list(resumed)
+    assert len(resumed) == 4
+    assert [key.seed for key in keys] == [key.seed for key in epoch[1:]]
+    assert all(torch.equal(key.indices, other.indices) for key, other in zip(keys, epoch[1:], strict=True))
+    assert _seeds(resumed, 3) == [key.seed for key in later]
+
+
 def test_batches_are_the_same_whatever_the_number_of_workers():
     def load(num_workers):
         sampler = BatchSampler(20, 6, shuffle=True, seed=1)
