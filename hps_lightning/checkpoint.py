@@ -1,19 +1,30 @@
 """Checkpoints: reading them safely, rebuilding what they hold, and keeping the weights alone."""
 
+import io
 import os
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hps_lightning.checkpoint_scan import false_size, foreign_name, unplain
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
 from hps_lightning.modules import CLASSIFIERS, RECORD_FORMAT, RECORD_KEY, ImageClassifier
+from hps_lightning.optim import optimizer_class, schedule_class
 
 _CLASSES = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
 
+_ZIP_START = b"PK\x03\x04"
+
 _WEIGHTS_KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "hyper_parameters", RECORD_KEY)
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was written: cut off, overwritten, or with bits that have changed."""
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -24,11 +35,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         :meth:`ImageClassifier.record`).
 
     Raises:
-        UserError: the file does not exist, is damaged, is no checkpoint, or another version's.
+        DamagedCheckpointError: the file is not what was written.
+        UserError: it does not exist, is no checkpoint, or another version's.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}." + _nearby(path))
+    _refuse_damaged(path)
+    foreign = foreign_name(path)
+    if foreign is not None:
+        raise UserError(f"{path} is refused: {foreign}, and could execute code when loaded.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -37,16 +53,50 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             "which could execute code when loaded."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise DamagedCheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(record, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} was not written by `hps fit`: it does not say which network it holds.")
+    reason = unplain(record)
+    if reason is not None:
+        raise UserError(f"{path} is refused: what it says of its network holds {reason}.")
     if record.get("format") != RECORD_FORMAT:
         raise UserError(
             f"{path} has format {record.get('format')!r}, this version of hps_lightning reads {RECORD_FORMAT}; "
             f"it was written by version {record.get('version')!r}."
         )
     return checkpoint
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Compares the file with its checksums: PyTorch writes them, and reads weights without looking at them.
+
+    Raises:
+        DamagedCheckpointError: the two do not agree.
+    """
+    damaged = f"{path} is damaged or no checkpoint"
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(len(_ZIP_START))
+        if not start:
+            raise DamagedCheckpointError(f"{damaged}: it is empty.")
+        if start != _ZIP_START:
+            raise DamagedCheckpointError(f"{damaged}: it does not begin as one.")
+        if not zipfile.is_zipfile(path):
+            raise DamagedCheckpointError(f"{damaged}: its end is missing, it has {size:,} bytes.")
+        excess = false_size(path)
+        if excess is not None:
+            raise DamagedCheckpointError(f"{damaged}: {excess}.")
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    # What the reader raises where bits have changed in what describes the contents.
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise DamagedCheckpointError(f"{damaged}: {error}") from error
+    if changed is not None:
+        raise DamagedCheckpointError(f"{damaged}: the checksum of {changed} in it does not agree.")
 
 
 def _nearby(path: Path) -> str:
@@ -61,10 +111,57 @@ def classifier_class(record: dict[str, Any]) -> type[ImageClassifier]:
     Raises:
         UserError: the record names none of ours.
     """
-    name = record.get("model", {}).get("class_path")
-    if name not in _CLASSES:
+    model = record.get("model")
+    name = model.get("class_path") if isinstance(model, dict) else None
+    if not isinstance(name, str) or name not in _CLASSES:
         raise UserError(f"The checkpoint names a network {name!r} that is unknown; known are {', '.join(_CLASSES)}.")
     return _CLASSES[name]
+
+
+def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
+    """Refuses a checkpoint that names another network than the one whose weights it holds, or foreign classes.
+
+    The network is laid out without memory for its values: a few numbers of a stranger's can make it as large as they
+    like, and only weights that are there show how large it is.
+
+    Args:
+        path: of the checkpoint, for messages.
+        checkpoint: what :func:`read_checkpoint` gave.
+
+    Raises:
+        UserError: the network cannot be built, or the weights do not fit it; or its optimizer or schedule is
+            neither torch's nor this project's.
+    """
+    record, weights = checkpoint[RECORD_KEY], checkpoint["state_dict"]
+    classifier = classifier_class(record)
+    arguments = record["model"].get("init_args")
+    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+        raise UserError(f"{path} does not say with which arguments its network {classifier.__name__} was made.")
+    for key, find in (("optimizer", optimizer_class), ("lr_scheduler", schedule_class)):
+        spec = arguments.get(key)
+        if spec is not None:
+            try:
+                find(spec["class_path"])
+            except (KeyError, TypeError, UserError) as error:
+                raise UserError(f"{path} is refused: it names an {key} of its own. {error}") from error
+    # Each block has weights, so that no network has more blocks than tensors.
+    if any(sum(blocks for blocks in value if isinstance(blocks, int)) > len(weights) for value in _lists(arguments)):
+        raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")
+    try:
+        with torch.device("meta"):
+            expected = classifier(**arguments).state_dict()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # Arguments of any kind may reach any line of a network.
+        raise UserError(f"{path}: its network {classifier.__name__} cannot be built: {error}") from error
+    if not isinstance(weights, dict) or {key: value.shape for key, value in expected.items()} != {
+        key: getattr(value, "shape", None) for key, value in weights.items()
+    }:
+        raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")
+
+
+def _lists(arguments: dict[str, Any]) -> list[list[Any]]:
+    return [list(value) for value in arguments.values() if isinstance(value, list | tuple)]
 
 
 def load_classifier(path: str | os.PathLike) -> ImageClassifier:
@@ -74,6 +171,7 @@ def load_classifier(path: str | os.PathLike) -> ImageClassifier:
         UserError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
     checkpoint = read_checkpoint(path)
+    check_network(path, checkpoint)
     record = checkpoint[RECORD_KEY]
     module = classifier_class(record)(**record["model"]["init_args"])
     try:
@@ -100,6 +198,16 @@ def save_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
     write_whole(slim, Path(target))
 
 
+def serialised(content: dict[str, Any]) -> memoryview:
+    """What :func:`torch.save` makes of ``content``, in memory.
+
+    Written to a file by itself, it says on a full disk neither that nor which file it is.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
 def write_whole(content: dict[str, Any], target: Path) -> None:
     """Saves ``content`` beside ``target`` and moves it into place, so that no half of it is ever seen there.
 
@@ -109,6 +217,6 @@ def write_whole(content: dict[str, Any], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replaced_whole(target) as aside:
-            torch.save(content, aside)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{target} cannot be written: {error}") from error
+            aside.write_bytes(serialised(content))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from error

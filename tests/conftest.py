@@ -1,4 +1,39 @@
+from collections import Counter
+
+import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Two threads on two busy cores wait for each other longer than they compute on networks this small.
 torch.set_num_threads(1)
+
+# The same cases in each run, so that no commit fails by chance; `--hypothesis-profile soak` looks for new ones.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=100
+)
+settings.register_profile("soak", settings.get_profile("ci"), derandomize=False, max_examples=1000)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def tally(record_property):
+    """Counts for the end of pytest's output: `tally("bad inputs tried")` once for each; a failed test counts nothing.
+
+    The others are "malicious files refused" and "kills survived".
+    """
+
+    def count(what, number=1):
+        record_property("tally", (what, number))
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    # Reports come from the processes of pytest-xdist too.
+    counts = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "tally":
+                counts[value[0]] += value[1]
+    if counts:
+        terminalreporter.write_line(", ".join(f"{what}: {number}" for what, number in sorted(counts.items())))

@@ -7,23 +7,26 @@ place, so that nothing which was interrupted or altered ever looks complete.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import logging
 import os
 import tarfile
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from hps_lightning.data.catalog import DatasetInfo, Location
+from hps_lightning.data.checksums import digest, write_checksums
 from hps_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ ANSWER_SECONDS = 8.0
 # How long a source that has answered may pause. The university's server is slow but does go on.
 STALL_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 16
+# Seconds before each attempt to go on where a connection broke.
+_PAUSES = (1, 2, 4, 8, 15, 30)
 
 T = TypeVar("T")
 
@@ -106,14 +111,19 @@ def _from_hub(info: DatasetInfo, staging: Path, endpoint: str | None) -> Path:
     """Download and verify the hub's files; return the folder that holds just them."""
     ready = staging / info.name
     ready.mkdir()
+    checksums = {}
     for path in info.hub.files:
-        file = _hub_file(info.hub.repo_id, path, staging / "hub", endpoint)
-        os.replace(file, ready / PurePosixPath(path).name)
+        file, sha256 = _hub_file(info.hub.repo_id, path, staging / "hub", endpoint)
+        name = PurePosixPath(path).name
+        os.replace(file, ready / name)
+        checksums[name] = sha256
+    # What is altered afterwards, by a disk or by anybody, is found by them.
+    write_checksums(ready, checksums)
     return ready
 
 
-def _hub_file(repo_id: str, path: str, folder: Path, endpoint: str | None) -> Path:
-    """Download one file from the hub and verify its size and SHA-256."""
+def _hub_file(repo_id: str, path: str, folder: Path, endpoint: str | None) -> tuple[Path, str]:
+    """Download one file from the hub and verify its size and SHA-256; return where it is and the latter."""
     # Only a download needs it, and importing it takes a noticeable part of a second.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -137,14 +147,15 @@ def _hub_file(repo_id: str, path: str, folder: Path, endpoint: str | None) -> Pa
     # hf_hub_download compares the size only.
     if expected.size is not None and file.stat().st_size != expected.size:
         raise _RefusedError(f"{path} has {file.stat().st_size} bytes instead of {expected.size}")
-    if _digest(file, hashlib.sha256()) != expected.etag:
+    if digest(file, hashlib.sha256()) != expected.etag:
         raise _RefusedError(f"{path} does not have the SHA-256 that the hub states")
-    return file
+    return file, expected.etag
 
 
 def _from_archive(info: DatasetInfo, staging: Path, hub_reason: str) -> Path:
     """Download, verify and unpack the university's archive; return the folder of its batches."""
     source = info.archive
+    archive = staging / source.file_name
     with _answer_in_time(lambda: _open(source.url)) as response:
         logger.warning(
             "%s failed.\nDownloading %s from %s instead. That server has been throttled to 50-80 kB/s since "
@@ -153,15 +164,16 @@ def _from_archive(info: DatasetInfo, staging: Path, hub_reason: str) -> Path:
             info.title,
             _host(source.url),
         )
-        archive = staging / source.file_name
         _save(response, archive)
-    if _digest(archive, hashlib.md5(usedforsecurity=False)) != source.md5:
+    if digest(archive, hashlib.md5(usedforsecurity=False)) != source.md5:
         raise _RefusedError(f"{source.file_name} does not have the expected MD5 {source.md5}")
     return _extract(archive, source.folder, source.file_names, staging)
 
 
-def _open(url: str) -> HTTPResponse:
+def _open(url: str, start: int = 0) -> HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": "hps_lightning"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
     try:
         return urllib.request.urlopen(request, timeout=STALL_SECONDS)
     except urllib.error.HTTPError as error:
@@ -171,17 +183,33 @@ def _open(url: str) -> HTTPResponse:
 
 
 def _save(response: HTTPResponse, path: Path) -> None:
-    """Write a response's body to a file, with a progress bar, and compare its length."""
+    """Write a response's body to a file, with a progress bar; where the connection breaks, go on from there.
+
+    Args:
+        response: from the start of the file.
+        path: to write to.
+    """
     total = response.length
-    written = 0
     bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True)
     with bar, open(path, "wb") as file:
-        while chunk := response.read(_CHUNK_BYTES):
-            file.write(chunk)
-            written += len(chunk)
-            bar.update(len(chunk))
-    if total is not None and written != total:
-        raise _RefusedError(f"the connection broke after {written} of {total} bytes")
+        for pause in (*_PAUSES, None):
+            with contextlib.suppress(OSError, HTTPException), response:
+                while chunk := response.read(_CHUNK_BYTES):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                if total in (None, file.tell()):
+                    return
+            if pause is None or total is None:
+                break
+            time.sleep(pause)
+            with contextlib.suppress(OSError):
+                response = _open(response.url, file.tell())
+                if not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
+                    # A server that knows no ranges begins again.
+                    file.seek(0)
+                    file.truncate()
+                    bar.reset()
+        raise _RefusedError(f"the connection broke after {file.tell()} of {total or 'unknown'} bytes, again and again")
 
 
 def _extract(archive: Path, folder: str, file_names: tuple[str, ...], staging: Path) -> Path:
@@ -242,14 +270,6 @@ def _answer_in_time(call: Callable[[], T]) -> T:
         return future.result(timeout=ANSWER_SECONDS)
     except concurrent.futures.TimeoutError:
         raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
-
-
-def _digest(path: Path, algorithm) -> str:
-    """The hexadecimal digest of a file."""
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            algorithm.update(chunk)
-    return algorithm.hexdigest()
 
 
 def _host(url: str) -> str:

@@ -7,6 +7,8 @@ import io
 import logging
 import os
 import pickle
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from hps_lightning.cache import cache_dir
 from hps_lightning.data.catalog import IMAGE_SIZE, SPLITS, DatasetInfo, dataset_info
+from hps_lightning.data.checksums import digest, stated_sha256
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
@@ -102,12 +105,25 @@ def _read_parquet(info: DatasetInfo, split: str, path: Path) -> tuple[np.ndarray
         raise _damaged(info, path, f"the column {info.hub.label_column!r} does not hold an integer in each row")
     labels = _checked_labels(info, split, path, column.to_numpy())
     copy = _decoded_copy(info, split, path)
-    images = None if copy is None else _load_decoded(copy, len(labels))
+    images = None if copy is None else _load_decoded(copy, labels)
     if images is None:
+        _compare_checksum(info, path)
         images = _decode_images(info, split, path)
         if copy is not None:
-            _save_decoded(copy, images)
+            _save_decoded(copy, images, labels)
     return images, labels
+
+
+def _compare_checksum(info: DatasetInfo, path: Path) -> None:
+    expected = stated_sha256(path)
+    if expected is None:
+        return
+    try:
+        found = digest(path, hashlib.sha256())
+    except OSError as error:
+        raise _damaged(info, path, f"it cannot be read ({error.strerror})") from None
+    if found != expected:
+        raise _damaged(info, path, f"its SHA-256 is {found}, not {expected}, which is stated for it")
 
 
 def _parquet_column(info: DatasetInfo, path: Path, name: str) -> pyarrow.ChunkedArray:
@@ -170,23 +186,30 @@ def _decoded_copy(info: DatasetInfo, split: str, path: Path) -> Path | None:
     return folder / f"{info.name}-{split}-{source}-{status.st_size}-{status.st_mtime_ns}.npy"
 
 
-def _load_decoded(copy: Path, size: int) -> np.ndarray | None:
-    """The decoded images (uint8, N x 3 x 32 x 32), or None if there is no sound copy."""
+def _load_decoded(copy: Path, labels: np.ndarray) -> np.ndarray | None:
+    """The decoded images (uint8, N x 3 x 32 x 32) of a file with these labels, or None if there is no sound copy."""
     try:
         with open(copy, "rb") as file:
             images = np.lib.format.read_array(file, allow_pickle=False)
+            checksums = file.read()
     except Exception:  # whatever is wrong with it, decoding again puts it right
         return None
-    sound = images.dtype == np.uint8 and images.shape == (size, *_IMAGE_SHAPE)
-    return np.ascontiguousarray(images) if sound else None
+    sound = images.dtype == np.uint8 and images.shape == (len(labels), *_IMAGE_SHAPE)
+    return np.ascontiguousarray(images) if sound and checksums == _checksums(images, labels) else None
 
 
-def _save_decoded(copy: Path, images: np.ndarray) -> None:
+def _checksums(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """What ends a decoded copy: of its images, and of the labels, which are read from the file itself each time."""
+    return struct.pack("<II", zlib.crc32(np.ascontiguousarray(images)), zlib.crc32(np.ascontiguousarray(labels)))
+
+
+def _save_decoded(copy: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Keep decoded images for the next start, if the cache can be written."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(copy) as aside, open(aside, "xb") as file:
+        with replaced_whole(copy) as aside, open(aside, "wb") as file:
             np.save(file, images)
+            file.write(_checksums(images, labels))
         # Copies of former states of the same file are of no more use.
         for old in copy.parent.glob(f"{copy.name.rsplit('-', 2)[0]}-*.npy"):
             if old != copy:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import torch  # noqa: F401 (loads the OpenMP library that the kernels use)
 
-from hps_lightning.cache import cache_dir
+from hps_lightning.cache import CACHE_DIR_VARIABLE, cache_dir
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
 
@@ -21,6 +22,8 @@ SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 # PyTorch's OpenMP library is loaded already; a second one would fight it for the cores.
 _LINKS = ((), ("-fopenmp",))
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class NativeUnavailableError(RuntimeError):
@@ -37,15 +40,45 @@ def load_kernels() -> ctypes.CDLL:
     compiler = _compiler()
     try:
         target = cache_dir() / "kernels" / f"{_fingerprint(compiler)}.so"
-        if target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if _ours_alone(target):
             try:
                 return _declare(ctypes.CDLL(str(target)))
             except (OSError, AttributeError):
                 pass  # Left broken by something else: compiled anew.
-        target.parent.mkdir(parents=True, exist_ok=True)
         return _compile(compiler, target)
     except (OSError, UserError) as error:
         raise NativeUnavailableError(str(error)) from error
+
+
+def _ours_alone(target: Path) -> bool:
+    """Whether a library is there that nobody else can have put there: to load one is to run it.
+
+    Its folder is closed to others from here on.
+
+    Raises:
+        NativeUnavailableError: the folder belongs to somebody else.
+    """
+    if not hasattr(os, "geteuid"):
+        # Windows keeps others out of a user's folders by itself.
+        return target.exists()
+    folder = target.parent
+    status = os.stat(folder)
+    if status.st_uid != os.geteuid():
+        raise NativeUnavailableError(
+            f"{folder} belongs to another user, who could put anything there to be run; set {CACHE_DIR_VARIABLE} to a "
+            "folder of your own"
+        )
+    was_open = bool(status.st_mode & _OTHERS_WRITE)
+    if was_open:
+        folder.chmod(0o700)
+    try:
+        status = os.lstat(target)
+    except FileNotFoundError:
+        return False
+    # A link may lead to where others write.
+    own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
+    return own and not was_open
 
 
 def _compiler() -> list[str]:
@@ -93,6 +126,8 @@ def _compile(compiler: list[str], target: Path) -> ctypes.CDLL:
                     reason = error
             else:
                 raise NativeUnavailableError(f"the compiled kernels do not load: {reason}")
+            # Whatever the umask: what others may write is not loaded again.
+            aside.chmod(0o700)
         finally:
             compiled.unlink(missing_ok=True)
     return kernels

@@ -140,7 +140,7 @@ torch.load(os.path.join(sys.argv[2], "weights.pt"))
 """
 
 
-def test_weights_that_would_execute_something_there_are_refused(board_python, bundle, tmp_path):
+def test_weights_that_would_execute_something_there_are_refused(board_python, bundle, tmp_path, tally):
     kinds = ["among the weights", *(kind for kind in PAYLOADS if kind != "among the weights")]
     folders = []
     for kind in kinds:
@@ -153,3 +153,4 @@ def test_weights_that_would_execute_something_there_are_refused(board_python, bu
     assert all("weights.pt holds no weights that can be read: " in report for report in reports)
     # PyTorch 1.1 itself executes the first of them.
     assert (tmp_path / "trace").exists()
+    tally("malicious files refused", len(kinds))

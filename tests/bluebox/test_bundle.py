@@ -252,11 +252,12 @@ def test_a_file_name_that_no_file_can_have(bundles, bundle):
 
 
 @pytest.mark.parametrize("kind", PAYLOADS)
-def test_weights_that_would_execute_something_are_refused(bundles, bundle, tmp_path, kind):
+def test_weights_that_would_execute_something_are_refused(bundles, bundle, tmp_path, tally, kind):
     trace = tmp_path / "trace"
     replace_file(bundle, "weights.pt", PAYLOADS[kind](trace))
     assert "weights.pt holds no weights that can be read: " in refused(bundles, bundle)
     assert not trace.exists()
+    tally("malicious files refused")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file")

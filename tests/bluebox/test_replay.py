@@ -19,7 +19,8 @@ from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, HPSClassifier
 
-from .made import make_bundle, trained
+from .made import make_bundle, replace_file, trained
+from .payloads import PAYLOADS
 
 CLASSES = ["bird", "cat", "dog"]
 
@@ -223,6 +224,16 @@ def run(capsys, *arguments):
     status = replay.main(list(map(str, arguments)))
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("kind", ["among the weights", "zip", "names from the stack"])
+def test_weights_that_would_execute_something_are_refused(bundle, tmp_path, capsys, tally, kind):
+    replace_file(bundle, "weights.pt", PAYLOADS[kind](tmp_path / "trace"))
+    status, _, err = run(capsys, bundle, "--webcam", "--frames", 1)
+    assert status == 2
+    assert "weights.pt holds no weights that can be read" in err
+    assert not (tmp_path / "trace").exists()
+    tally("malicious files refused")
 
 
 def test_images_through_the_bundles_block(bundle, photos, capsys, decided, bundles, frames):

@@ -15,6 +15,7 @@ import pytest
 
 from hps_lightning.data import download
 from hps_lightning.data.catalog import Location
+from hps_lightning.data.checksums import CHECKSUMS_FILE
 from hps_lightning.data.download import DownloadError, download_dataset
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.readers import load_images
@@ -33,7 +34,8 @@ class Sources(http.server.ThreadingHTTPServer):
 
     ``hub`` and ``archive`` hold the content to serve, ``checksum`` replaces the hub's SHA-256,
     ``status`` is sent for paths that contain a key, ``broken`` are the parts of paths whose
-    content breaks off in the middle, ``asked`` lists the requests.
+    content breaks off in the middle, ``ranges`` says whether the rest can be asked for alone,
+    ``asked`` lists the requests.
     """
 
     daemon_threads = True
@@ -46,6 +48,7 @@ class Sources(http.server.ThreadingHTTPServer):
         self.checksum = None
         self.status = {}
         self.broken = []
+        self.ranges = False
         self.asked = []
 
     def handle_error(self, request, client_address):
@@ -66,8 +69,14 @@ class Answer(http.server.BaseHTTPRequestHandler):
         content = self.content() if status == 200 else b""
         if content is None:
             status, content = 404, b""
+        wanted = self.headers.get("Range") if server.ranges else None
+        if wanted:
+            start, size = int(wanted.removeprefix("bytes=").removesuffix("-")), len(content)
+            status, content = 206, content[start:]
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         if "/resolve/" in self.path:
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{server.checksum or hashlib.sha256(content).hexdigest()}"')
@@ -147,7 +156,7 @@ def test_the_hub_gives_the_data(tmp_path, each_made):
     with serve(each_made) as (server, info):
         location = download_dataset(info, tmp_path / "new" / "root", endpoint=server.endpoint)
     assert location == Location(tmp_path / "new" / "root" / info.name, "parquet")
-    assert sorted(path.name for path in location.path.iterdir()) == sorted(info.hub.file_names)
+    assert sorted(path.name for path in location.path.iterdir()) == sorted([*info.hub.file_names, CHECKSUMS_FILE])
     assert os.listdir(tmp_path / "new" / "root") == [info.name]
     assert_loads(each_made, info, location)
     assert not any("tar.gz" in request for request in server.asked)
@@ -201,6 +210,51 @@ def test_if_both_break_off_nothing_is_left(tmp_path, sources):
     assert left_in(tmp_path) == []
 
 
+def test_an_archive_that_breaks_off_goes_on_where_it_stopped(tmp_path, made, sources, tally):
+    server, info = sources
+    server.status["/datasets/"] = 404
+    server.broken, server.ranges = ["tar.gz"], True
+    # Half of the rest comes each time, until the last byte would be halved.
+    size = len(server.archive)
+    sent = []
+    wait = download.time.sleep
+
+    def mended(seconds):
+        sent.append(seconds)
+        if len(sent) == 3:
+            server.broken = []
+        wait(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download.time, "sleep", mended)
+        location = download_dataset(info, tmp_path, endpoint=server.endpoint)
+    assert len([request for request in server.asked if "tar.gz" in request]) == 4
+    assert len(sent) == 3
+    assert size == len(made.archive())
+    assert_loads(made, info, location)
+    tally("bad inputs tried")
+
+
+def test_an_archive_of_a_server_without_ranges_begins_again(tmp_path, made, sources, monkeypatch, tally):
+    server, info = sources
+    server.status["/datasets/"] = 404
+    server.broken = ["tar.gz"]
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: server.broken.clear())
+    assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
+    tally("bad inputs tried")
+
+
+def test_what_is_altered_after_a_download_is_found_by_its_checksum(tmp_path, sources, tally):
+    server, info = sources
+    location = download_dataset(info, tmp_path, endpoint=server.endpoint)
+    path = location.path / info.hub.file_name("test")
+    # Another sound file of the data set: nothing but the checksum tells them apart.
+    path.write_bytes(made_dataset().parquet("test", images=255 - made_dataset().images["test"]))
+    with pytest.raises(UserError, match=r"test-00000-of-00001\.parquet: its SHA-256 is \w+, not \w+, which is stated"):
+        load_images(info, "test", location.path)
+    tally("bad inputs tried")
+
+
 def test_a_file_of_the_hub_with_another_checksum_is_refused(tmp_path, sources):
     server, info = sources
     server.checksum = "0" * 64
@@ -233,7 +287,7 @@ def test_an_archive_with_another_checksum_is_refused(tmp_path, sources):
 @pytest.mark.parametrize(
     "path", ["../escaped", "cifar-10-batches-py/../../escaped", "/{outside}/escaped", "elsewhere/file"]
 )
-def test_an_archive_that_escapes_its_folder_is_refused(tmp_path, made, sources, path):
+def test_an_archive_that_escapes_its_folder_is_refused(tmp_path, made, sources, path, tally):
     server, info = sources
     server.status["/datasets/"] = 404
     files = {f"cifar-10-batches-py/{name}": content for name, content in made.batch_files().items()}
@@ -242,18 +296,32 @@ def test_an_archive_that_escapes_its_folder_is_refused(tmp_path, made, sources, 
         download_dataset(with_archive(server, info, content), tmp_path / "root", endpoint=server.endpoint)
     assert left_in(tmp_path) == ["root"]
     assert os.listdir(tmp_path / "root") == []
+    tally("malicious files refused")
 
 
-def test_an_archive_with_a_link_is_refused(tmp_path, sources):
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.SYMTYPE, "/etc/hostname"),
+        (tarfile.SYMTYPE, "../../outside"),
+        (tarfile.LNKTYPE, "../../outside"),
+        (tarfile.CHRTYPE, ""),
+        (tarfile.BLKTYPE, ""),
+        (tarfile.FIFOTYPE, ""),
+    ],
+)
+def test_an_archive_with_anything_but_files_is_refused(tmp_path, sources, kind, target, tally):
     server, info = sources
     server.status["/datasets/"] = 404
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        tar.addfile(link)
+        member = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+        member.type, member.linkname = kind, target
+        tar.addfile(member)
     with pytest.raises(DownloadError, match="not a plain file"):
-        download_dataset(with_archive(server, info, buffer.getvalue()), tmp_path, endpoint=server.endpoint)
+        download_dataset(with_archive(server, info, buffer.getvalue()), tmp_path / "root", endpoint=server.endpoint)
+    assert os.listdir(tmp_path / "root") == []
+    tally("malicious files refused")
 
 
 def test_an_archive_that_lacks_a_batch_is_refused(tmp_path, made, sources):

@@ -1,15 +1,20 @@
+import contextlib
+import hashlib
 import io
 import os
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 from hps_lightning.data import readers
 from hps_lightning.data.catalog import DATASETS
+from hps_lightning.data.checksums import write_checksums
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
 
@@ -157,6 +162,54 @@ def test_the_file_of_the_other_data_set_is_refused(refused):
     )
 
 
+@pytest.mark.parametrize("where", ["SHA256SUMS", "the hub's cache"])
+def test_a_file_that_is_not_what_its_checksum_says_is_refused(tmp_path, where, tally):
+    made = made_dataset()
+    root = made.write_parquet(tmp_path / "root")
+    path = root / made.info.hub.file_name("test")
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    if where == "SHA256SUMS":
+        write_checksums(root, {path.name: checksum})
+    else:
+        blob = tmp_path / "blobs" / checksum
+        blob.parent.mkdir()
+        path.rename(blob)
+        path.symlink_to(blob)
+    load_images(made.info, "test", root)
+    path.resolve().write_bytes(made.parquet("test", images=255 - made.images["test"]))
+    os.utime(path.resolve(), ns=(0, path.stat().st_mtime_ns + 10**9))
+    with pytest.raises(UserError, match="its SHA-256 is") as caught:
+        load_images(made.info, "test", root)
+    assert str(path) in str(caught.value)
+    tally("bad inputs tried")
+
+
+class Trace:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_parquet_file_with_a_pickled_type_executes_nothing(tmp_path, tally):
+    made = made_dataset()
+    path = made.write_parquet(tmp_path / "root") / made.info.hub.file_name("test")
+    table = pyarrow.parquet.read_table(path)
+    # pyarrow before 14.0.1 unpickled such a type where it met one.
+    pickled = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Trace(tmp_path / "trace")),
+    }
+    fields = [field.with_metadata(pickled) for field in table.schema]
+    pyarrow.parquet.write_table(table.cast(pyarrow.schema(fields)), path)
+    with contextlib.suppress(UserError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_images(made.info, "test", path.parent)
+    assert not (tmp_path / "trace").exists()
+    tally("malicious files refused")
+
+
 # --- The decoded copy ---
 
 
@@ -169,17 +222,20 @@ def test_a_second_start_does_not_decode_again(tmp_path, decodings):
     assert [path.suffix for path in decoded_copies(tmp_path)] == [".npy"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"junk" * 100, None])
-def test_a_broken_decoded_copy_is_remade(tmp_path, decodings, content):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"junk" * 100, "cut off", "a bit altered"])
+def test_a_broken_decoded_copy_is_remade(tmp_path, decodings, content, tally):
     made = made_dataset()
     root = made.write_parquet(tmp_path / "root")
     load_images(made.info, "train", root)
     (copy,) = decoded_copies(tmp_path)
     sound = copy.read_bytes()
-    copy.write_bytes(sound[:-1] if content is None else content)
+    middle = len(sound) // 2
+    altered = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
+    copy.write_bytes({"cut off": sound[:-1], "a bit altered": altered}.get(content, content))
     assert np.array_equal(load_images(made.info, "train", root).images.numpy(), made.images["train"])
     assert len(decodings) == 2
     assert copy.read_bytes() == sound
+    tally("bad inputs tried")
 
 
 def test_a_decoded_copy_of_another_shape_is_remade(tmp_path, decodings):
@@ -247,7 +303,7 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_malicious_pickle_is_refused_without_being_run(tmp_path):
+def test_a_malicious_pickle_is_refused_without_being_run(tmp_path, tally):
     trace = tmp_path / "trace"
     content = pickle.dumps({"data": Malicious(trace), "labels": []})
     made = made_dataset()
@@ -258,6 +314,7 @@ def test_a_malicious_pickle_is_refused_without_being_run(tmp_path):
     assert not trace.exists()
     pickle.load(io.BytesIO(content))
     assert trace.exists(), "the pickle is harmless, so that the test shows nothing"
+    tally("malicious files refused")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hps_lightning.engine import FusedTraining, NativeUnavailableError, load_kernels
+from hps_lightning.engine import FusedTraining, NativeUnavailableError, load_kernels, native
 
 COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
@@ -271,3 +271,74 @@ def test_what_a_compiler_says_in_another_encoding_is_no_harm(tmp_path, monkeypat
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(NativeUnavailableError, match="failed: error: "):
         load_kernels()
+
+
+# --- A cache that others can write ---
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A cache with a library of somebody's in the kernels' place, which leaves a trace when it is loaded."""
+    monkeypatch.setenv("HPS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_fingerprint", lambda compiler: "kernels")
+    monkeypatch.setattr(native, "_compile", lambda compiler, target: f"compiled anew: {target}")
+    source = tmp_path / "planted.c"
+    trace = tmp_path / "trace"
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) static void run(void) {{ fclose(fopen("{trace}", "w")); }}\n'
+        "void hps_batch_norm_forward(void) {}\nvoid hps_batch_norm_backward(void) {}\n"
+    )
+    target = tmp_path / "cache" / "kernels" / "kernels.so"
+    target.parent.mkdir(parents=True)
+    subprocess.run([*shlex.split(COMPILER), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(target)], check=True)
+    target.parent.chmod(0o700)
+    target.chmod(0o700)
+    return target, trace
+
+
+def open_folder(target, monkeypatch):
+    target.parent.chmod(0o777)
+
+
+def open_to_the_group(target, monkeypatch):
+    target.parent.chmod(0o770)
+
+
+def open_file(target, monkeypatch):
+    target.chmod(0o722)
+
+
+def link(target, monkeypatch):
+    target.rename(target.parent.parent / "elsewhere.so")
+    target.symlink_to(target.parent.parent / "elsewhere.so")
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows keeps others out by itself")
+@pytest.mark.parametrize("opened", [open_folder, open_to_the_group, open_file, link])
+def test_a_library_that_others_could_have_put_there_is_not_run(planted, monkeypatch, tally, opened):
+    target, trace = planted
+    opened(target, monkeypatch)
+    assert load_kernels() == f"compiled anew: {target}"
+    assert not trace.exists()
+    # From here on nobody else can.
+    assert not target.parent.stat().st_mode & 0o022
+    tally("malicious files refused")
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows keeps others out by itself")
+def test_a_cache_of_another_user_is_not_used(planted, monkeypatch, tally):
+    target, trace = planted
+    monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
+    with pytest.raises(NativeUnavailableError, match=r"kernels belongs to another user.* set HPS_CACHE_DIR"):
+        load_kernels()
+    assert not trace.exists()
+    tally("malicious files refused")
+
+
+@needs_compiler
+def test_such_a_library_runs_where_it_is_loaded(planted):
+    _, trace = planted
+    load_kernels()
+    assert trace.exists(), "the library is harmless, so that the tests above show nothing"
