@@ -36,7 +36,7 @@ TORCH = {
 NUMPY = {
     *("abs", "arange", "array", "clip", "dot", "dtype", "empty", "floor", "frombuffer", "int64", "float32", "float64"),
     *("isfinite", "load", "maximum", "ndarray", "prod", "repeat", "rint", "tensordot", "uint8", "zeros", "argsort"),
-    "newaxis",
+    *("asarray", "newaxis"),
 }
 NUMPY_1_10 = {"stack"}
 

@@ -93,6 +93,7 @@ def test_a_frame_without_the_channels_of_its_order_is_refused(frames):
         (np.zeros((0, 4, 3), np.uint8), "empty: 0 x 4 x 3"),
         (np.zeros((4, 0), np.uint8), "empty: 4 x 0"),
         (np.broadcast_to(np.uint8(1), (40000, 4, 3)), "larger than 32768 pixels"),
+        (np.broadcast_to(np.uint8(1), (9000, 9000, 3)), "more than 64 million pixels: 9000 x 9000 x 3"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(frames, frame, match):
@@ -177,6 +178,20 @@ def test_yuv_is_converted_before_it_is_reduced(frames, order, channels):
     frame = noise(50, 70, channels)
     expected = frames.resize(frames.to_rgb(frame, order), 32, 32)
     assert np.array_equal(frames.to_square(frame, order, 32), expected)
+
+
+@pytest.mark.parametrize(("order", "channels"), [("YUV", 3), ("YUYV", 2), ("UYVY", 2)])
+def test_yuv_of_many_rows_is_converted_in_bands(frames, order, channels):
+    frame = noise(150, 6, channels)
+    rows = [frames.to_rgb(frame[row : row + 1], order) for row in range(150)]
+    assert np.array_equal(frames.to_rgb(frame, order), np.concatenate(rows))
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.ma.MaskedArray, np.recarray])
+def test_a_subclass_counts_as_the_array_that_it_is(frames, kind):
+    frame = noise(40, 50, 1)[:, :, 0]
+    assert type(frames.check(frame.view(kind))) is np.ndarray
+    assert np.array_equal(frames.to_square(frame.view(kind), "GRAY", 32), frames.to_square(frame, "GRAY", 32))
 
 
 @pytest.mark.parametrize(

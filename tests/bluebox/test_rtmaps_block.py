@@ -573,3 +573,23 @@ def test_memory_stays_flat_over_20_000_frames(started, standin):
     assert middle - before < 4e6
     assert after - middle < 4e6
     assert last - first < 50_000
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="threads, files and memory are read from /proc")
+def test_starts_leave_no_threads_files_or_memory_behind(started):
+    """The same 1,000 times, and 100,000 frames: `benchmarks/block_soak.py`."""
+    runtime = started()
+
+    def run(count):
+        for _ in range(count):
+            runtime.stop()
+            runtime.start()
+            runtime.step(0, noise(40, 40))
+        gc.collect()
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), resident()
+
+    threads, files, memory = run(20)
+    after = run(40)
+    assert after[0] <= threads
+    assert after[1] <= files
+    assert after[2] - memory < 4e6

@@ -18,6 +18,9 @@ _PLAIN = ("GRAY", "RGB", "BGR", "RGBA", "BGRA")
 _SYNONYMS = {"GREY": "GRAY", "MONO": "GRAY", "Y": "GRAY", "YUY2": "YUYV"}
 # No camera's; a header gone wrong is refused before its size takes the memory.
 _LARGEST_SIDE = 32768
+_MOST_PIXELS = 1 << 26
+# Rows that are converted from YUV at a time: in float32 a whole large frame would take gigabytes.
+_BAND = 64
 
 
 class FrameError(ValueError):
@@ -27,11 +30,15 @@ class FrameError(ValueError):
 def check(frame):
     """Refuses what is no picture of uint8 values.
 
+    Returns:
+        The frame as a plain array: a matrix, say, is indexed otherwise.
+
     Raises:
         FrameError: the frame is no array, empty, too large, or of another type or shape.
     """
     if not isinstance(frame, np.ndarray):
         raise FrameError("the frame is no image: {}".format(type(frame).__name__))
+    frame = np.asarray(frame)
     if frame.dtype != np.uint8:
         raise FrameError("the frame holds {} values instead of uint8".format(frame.dtype))
     if frame.ndim not in (2, 3) or (frame.ndim == 3 and not 1 <= frame.shape[2] <= 4):
@@ -40,6 +47,9 @@ def check(frame):
         raise FrameError("the frame is empty: {}".format(_shape(frame)))
     if max(frame.shape[:2]) > _LARGEST_SIDE:
         raise FrameError("the frame is larger than {} pixels: {}".format(_LARGEST_SIDE, _shape(frame)))
+    if frame.shape[0] * frame.shape[1] > _MOST_PIXELS:
+        raise FrameError("the frame has more than {} million pixels: {}".format(_MOST_PIXELS >> 20, _shape(frame)))
+    return frame
 
 
 def _shape(frame):
@@ -70,7 +80,7 @@ def to_rgb(frame, order):
     Raises:
         FrameError: the frame has not the channels of its order.
     """
-    check(frame)
+    frame = check(frame)
     channels = 1 if frame.ndim == 2 else frame.shape[2]
     if channels != _CHANNELS[order]:
         raise FrameError("a {} frame has {} channels, this one {}".format(order, _CHANNELS[order], channels))
@@ -80,11 +90,18 @@ def to_rgb(frame, order):
         return frame[:, :, :3]
     if order in ("BGR", "BGRA"):
         return frame[:, :, 2::-1]
+    if order != "YUV" and frame.shape[1] % 2:
+        raise FrameError("a {} frame has an even number of columns, this one {}".format(order, frame.shape[1]))
+    rgb = np.empty(frame.shape[:2] + (3,), np.uint8)
+    for first in range(0, len(frame), _BAND):
+        rgb[first : first + _BAND] = _yuv_to_rgb(frame[first : first + _BAND], order)
+    return rgb
+
+
+def _yuv_to_rgb(frame, order):
     if order == "YUV":
         y, u, v = (frame[:, :, c].astype(np.float32) for c in range(3))
         return _from_yuv(y, u - 128, v - 128)
-    if frame.shape[1] % 2:
-        raise FrameError("a {} frame has an even number of columns, this one {}".format(order, frame.shape[1]))
     luma, chroma = (0, 1) if order == "YUYV" else (1, 0)
     y = (frame[:, :, luma].astype(np.float32) - 16) * (255.0 / 219)
     # Two neighbours share their colour: the first carries U, the second V.
@@ -108,7 +125,7 @@ def to_square(frame, order, side, how="stretch"):
     Raises:
         FrameError: as :func:`to_rgb` and :func:`fit`.
     """
-    check(frame)
+    frame = check(frame)
     channels = 1 if frame.ndim == 2 else frame.shape[2]
     if channels == _CHANNELS[order] and order in _PLAIN:
         # Colours that are only put in another place may be reduced first, where they lie in one piece.

@@ -2,7 +2,8 @@
 
 Point RTMaps' Python component at this file; it finds the network in the folder that it lies in,
 or in the folder of the property ``bundle``. One report tells what is wrong with a frame or with
-the bundle; the diagram goes on.
+the bundle; the diagram goes on. No exception gets out of it but a KeyboardInterrupt: not even a
+SystemExit, which would end the runtime.
 
 It keeps to the syntax of Python 3.5. Ports are declared in ``__init__`` as well as in
 ``Dynamic``, since older versions of RTMaps know the first way alone. numpy, torch and the
@@ -32,6 +33,10 @@ _FITS = ("stretch", "crop", "off")
 _TEXT_SIZE = 256
 _MOST_CLASSES = 1000
 _MOST_REPORTS = 20
+# Characters of a report, and of a value in it; both may come from a frame or a diagram gone wrong.
+_LONGEST_REPORT = 500
+_LONGEST_VALUE = 80
+_LONGEST_NUMBER = 64
 
 
 def _enumeration(labels):
@@ -80,22 +85,28 @@ class rtmaps_python(BaseComponent):
         try:
             self.hps.end()
             self.hps.begin()
-        except Exception as error:
-            self.hps.end()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _report(rt.report_error, _one_line(error))
+            self.Death()
 
     def Core(self):
         """Classifies the image that has come, or reports why not and goes on."""
         try:
             self.hps.classify()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self.hps.leave_out(_one_line(error))
 
     def Death(self):
         """Lets the network go, and says how many images were left out."""
         try:
             self.hps.end()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _report(rt.report_error, _one_line(error))
 
 
@@ -154,12 +165,14 @@ class _Work(object):
 
     def end(self):
         """Forgets everything; what follows starts afresh."""
-        if self.left_out:
-            _report(rt.report_warning, "images left out: {}".format(self.left_out))
-        if self.threads_before is not None:
-            # The number is the whole process's; another block need not inherit it.
-            self.torch.set_num_threads(self.threads_before)
-        _Work.__init__(self, self.component)
+        try:
+            if self.left_out:
+                _report(rt.report_warning, "images left out: {}".format(self.left_out))
+            if self.threads_before is not None:
+                # The number is the whole process's; another block need not inherit it.
+                self.torch.set_num_threads(self.threads_before)
+        finally:
+            _Work.__init__(self, self.component)
 
     def _property(self, name):
         try:
@@ -174,9 +187,16 @@ class _Work(object):
             if _HERE is None:
                 raise ValueError("property bundle must name the bundle's folder: this file does not know its own")
             return _HERE
+        if not isinstance(path, str):
+            raise ValueError("property bundle must be a path, got {}".format(_shown(path)))
         # The working directory is the runtime's; a relative path would mean something else on each machine.
         path = os.path.join(_HERE or "", path)
-        if not os.path.exists(path):
+        try:
+            there = os.path.exists(path)
+        except ValueError:
+            # Characters that no path holds; newer versions of Python say False.
+            there = False
+        if not there:
             raise ValueError("property bundle: there is no {}".format(path))
         return path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
 
@@ -189,23 +209,17 @@ class _Work(object):
             for label in labels:
                 if label.lower() == value.lower():
                     return label
-        try:
-            index = int(value)
-            if 0 <= index < len(labels):
-                return labels[index]
-        except (TypeError, ValueError):
-            pass
-        raise ValueError("property {} must be one of {}, got {!r}".format(name, ", ".join(labels), given))
+        index = _as_number(value, int)
+        if index is not None and 0 <= index < len(labels):
+            return labels[index]
+        raise ValueError("property {} must be one of {}, got {}".format(name, ", ".join(labels), _shown(given)))
 
     def _number(self, name, kind, least, most):
         value = self._property(name)
-        try:
-            number = kind(value)
-            if number == float(value) and least <= number <= most:
-                return number
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise ValueError("property {} must be from {} to {}, got {!r}".format(name, least, most, value))
+        number = _as_number(value, kind)
+        if number is not None and least <= number <= most:
+            return number
+        raise ValueError("property {} must be from {} to {}, got {}".format(name, least, most, _shown(value)))
 
     def _element(self):
         """Time stamp and data of what has come; versions differ in whether nothing is None or an exception."""
@@ -219,8 +233,7 @@ class _Work(object):
         return stamp, data
 
     def _square(self, data):
-        frame = getattr(data, "image_data", data)
-        self.frames.check(frame)
+        frame = self.frames.check(getattr(data, "image_data", data))
         return self.frames.to_square(frame, self._order_of(frame, data), self.bundle.side, self.how)
 
     def _order_of(self, frame, data):
@@ -232,8 +245,8 @@ class _Work(object):
         order = self.frames.channel_order(named)
         if order is None:
             raise self.frames.FrameError(
-                "the order of its channels is {!r}; set the property channel_order to one of {}".format(
-                    named, ", ".join(_ORDERS[1:])
+                "the order of its channels is {}; set the property channel_order to one of {}".format(
+                    _shown(named), ", ".join(_ORDERS[1:])
                 )
             )
         return order
@@ -264,6 +277,9 @@ class _Work(object):
 def _module(folder, name, needed):
     """A file of the bundle as a module; by its path, since another block may have brought its own."""
     path = os.path.join(folder, name + ".py")
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A pipe, say, which would be read for ever.
+        raise ValueError("{} is no file; copy the whole bundle".format(path))
     try:
         spec = importlib.util.spec_from_file_location("hps_" + name, path)
         module = importlib.util.module_from_spec(spec)
@@ -281,6 +297,18 @@ def _module(folder, name, needed):
     return module
 
 
+def _as_number(value, kind):
+    """A property's value as an int or a float, or None where it is none, or a fraction in place of an int."""
+    try:
+        # A text of a million digits would take minutes to read.
+        if isinstance(value, (str, bytes)) and len(value) > _LONGEST_NUMBER:
+            return None
+        number = kind(value)
+        return number if number == float(value) else None
+    except Exception:
+        return None
+
+
 def _ascii(text):
     """Text as the runtime takes it."""
     return text.encode("ascii", "replace").decode("ascii")
@@ -289,8 +317,32 @@ def _ascii(text):
 def _report(report, text):
     # Where the report itself fails there is nobody left to tell.
     with contextlib.suppress(Exception):
-        report("hps: {}".format(_ascii(text)))
+        report("hps: {}".format(_line(text, _LONGEST_REPORT)))
 
 
 def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+    try:
+        text = _line(str(error), _LONGEST_REPORT)
+    except BaseException:
+        # One that cannot even be printed.
+        text = ""
+    return text or _line(type(error).__name__, _LONGEST_VALUE)
+
+
+def _shown(value):
+    """A value as a report tells of it, whatever it is."""
+    try:
+        if isinstance(value, (str, bytes)) and len(value) > 2 * _LONGEST_VALUE:
+            # Not the whole, which may be larger than the memory has room for once more.
+            value = value[: 2 * _LONGEST_VALUE]
+        return _line(repr(value), _LONGEST_VALUE)
+    except BaseException:
+        return _line("a value of type {}".format(type(value).__name__), _LONGEST_VALUE)
+
+
+def _line(text, most):
+    """Text in one line of printable ASCII; of a longer one the start and the end, which is where the reason is."""
+    if len(text) > most:
+        end = most // 2
+        text = text[: most - end - 5] + " ... " + text[-end:]
+    return " ".join("".join(char if char.isprintable() else " " for char in _ascii(text)).split())
