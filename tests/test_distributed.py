@@ -1,7 +1,8 @@
-"""Two processes on one machine train as one does: the same batches shared out, the same weights, the same metrics."""
+"""Two processes on one machine train as one does and end together; torchrun starts them again where they stopped."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,87 @@ def test_two_processes_equal_one(tmp_path):
     for name, value in one_facts["metrics"]["final"].items():
         assert two_facts["metrics"]["final"][name] == pytest.approx(value, abs=1e-6), name
     assert "sync_dist" not in printed
+
+
+HPS = Path(sys.executable).with_name("hps")
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+CHECKPOINT = Path("runs", "squeezenet_v1_1-digits", "version_0", "checkpoints", "last.ckpt")
+
+
+def run(folder, command):
+    """Runs a command until none of its processes holds its output any more; they have a minute times ten for it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, complaints = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, printed, complaints
+
+
+def dying(rank, epoch, how="SIGKILL", attempt=0):
+    """The options that let a process die."""
+    values = {"rank": rank, "epoch": epoch, "how": how, "attempt": attempt}
+    return [
+        "--trainer.callbacks+=tests.dying.Die",
+        *(f"--trainer.callbacks.{name}={value}" for name, value in values.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "status", "reason"),
+    [
+        (1, "SIGKILL", 2, "killed by signal 9 (SIGKILL, as the system does where memory runs out)"),
+        (0, "SIGKILL", -9, "its process has gone without a word, as one that was killed"),
+        (1, "no room for 3 GiB", 2, "MemoryError: no room for 3 GiB"),
+    ],
+)
+def test_a_process_that_dies_ends_the_others_with_its_reason(tmp_path, tally, rank, how, status, reason):
+    ended, _, complaints = run(tmp_path, [HPS, *FIT, *TWO, *dying(rank, 1, how)])
+    assert ended == status
+    errors = [line for line in complaints.splitlines() if line.startswith("hps: error:")]
+    assert errors == [
+        f"hps: error: rank {rank} has died: {reason}. All processes of the training end. "
+        f"It can go on: hps fit --ckpt_path {CHECKPOINT}"
+    ]
+    # Who dies of an exception says where; who only lost the connection does not.
+    assert complaints.count("Traceback") == (how != "SIGKILL")
+    assert "gloo" not in complaints
+    assert (tmp_path / CHECKPOINT).is_file()
+    tally("kills survived")
+
+
+def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    epochs = "--trainer.max_epochs=4"
+    status, _, complaints = run(tmp_path / "whole", [HPS, *FIT, *TWO, epochs])
+    assert status == 0, complaints
+    torchrun = [HPS.with_name("torchrun"), "--nproc_per_node=2", "--max-restarts=3", "--no-python"]
+    # A port that is free, and no --rdzv_id.
+    torchrun += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    deaths = [*dying(1, 1), *dying(0, 2, "no room for 3 GiB", attempt=1)]
+    status, printed, complaints = run(tmp_path / "killed", [*torchrun, HPS, *FIT, *TWO, epochs, *deaths])
+    assert status == 0, complaints
+    assert "failed (exitcode: -9) local_rank: 1" in complaints
+    assert "MemoryError: no room for 3 GiB" in complaints
+    # Both processes of both restarts say what they go on from.
+    assert printed.count(f"Continuing {CHECKPOINT} exactly where it stopped.") == 4
+    assert len(list((tmp_path / "killed" / "runs").glob("*/*"))) == 1
+    whole, killed = (torch.load(tmp_path / name / CHECKPOINT, weights_only=True) for name in ("whole", "killed"))
+    assert (killed["epoch"], killed["global_step"]) == (3, 20)
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(killed["state_dict"][name], value), name
+    momenta = [each["optimizer_states"][0]["state"] for each in (whole, killed)]
+    for index, state in momenta[0].items():
+        assert torch.equal(momenta[1][index]["momentum_buffer"], state["momentum_buffer"])
+    tally("kills survived", 2)
