@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lowest import lowest_versions
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,6 +40,16 @@ def test_every_data_file_is_installed(setup):
             if path.suffix in (".yaml", ".csv", ".ckpt", ".json", ".cpp"):
                 package = ".".join([name, *path.parent.relative_to(ROOT / folder).parts])
                 assert any(path.match(pattern) for pattern in patterns[package]), path
+
+
+def test_every_dependency_has_a_lower_bound_and_all_but_fsspec_an_upper_one(setup):
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    for line in "\n".join(lines).splitlines():
+        if line.strip() and not line.lstrip().startswith(("#", "%")):
+            assert ">=" in line, line
+            # fsspec counts years.
+            assert "<" in line or line.startswith("fsspec"), line
+    assert lowest_versions()["torch"] == "2.6"
 
 
 def test_malicious_releases_of_lightning_are_excluded(setup):
