@@ -4,10 +4,12 @@ from .benchmark import Benchmark
 from .checkpoints import BestCheckpoint, LastCheckpoint, WeightsCheckpoint
 from .dashboard import Dashboard
 from .export import Export
+from .guards import Guards
 from .predictions import Predictions
 from .progress import EpochLines
 from .report import Report
 from .resolution import ProgressiveResolution
+from .resume import Resume
 from .summary import Summary
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "Dashboard",
     "EpochLines",
     "Export",
+    "Guards",
     "LastCheckpoint",
     "Predictions",
     "ProgressiveResolution",
     "Report",
+    "Resume",
     "Summary",
     "WeightsCheckpoint",
 ]

@@ -5,8 +5,10 @@ by bare name, networks of the zoo, optimizers and schedules, ``--ckpt_path last`
 result is again a list of arguments, so that order and precedence stay the user's.
 """
 
+import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 
 from hps_lightning import zoo
 from hps_lightning.errors import UserError
+from hps_lightning.yaml_files import check_structure, parse_yaml, read_yaml
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -57,6 +60,15 @@ CLASSIFIER_NAMES: dict[str, str] = {
 
 _SWAPPED = {"--optimizer": ("optimizers", OPTIMIZER_CONFIGS), "--lr_scheduler": ("lr_schedulers", SCHEDULE_CONFIGS)}
 
+_OF_CLASSES = ("--model.", "--optimizer.", "--lr_scheduler.")
+
+_LINKED = {
+    "--model.num_classes": "--data.dataset",
+    "--model.optimizer": "--optimizer",
+    "--model.lr_scheduler": "--lr_scheduler",
+}
+"""Arguments of networks that follow other options; the parser would drop what is given for them, without a word."""
+
 _NULL = ("null", "none", "None")
 
 
@@ -74,13 +86,15 @@ def find_config(name: str) -> Path:
     names = [name] if name.endswith((".yaml", ".yml", ".json")) else [name, f"{name}.yaml"]
     for folder in config_dirs():
         for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
+            # A name may be too long, or no name at all.
+            with contextlib.suppress(OSError, ValueError):
+                if (folder / candidate).is_file():
+                    return folder / candidate
     installed = config_dirs()[-1]
     known = sorted(path.relative_to(installed).as_posix() for path in installed.rglob("*.yaml"))
     near = difflib.get_close_matches(name, known, n=1)
     raise UserError(
-        f"There is no config {name!r} in {Path.cwd()}, in its configs/, or among the installed ones."
+        f"There is no config {name!r:.200} in {Path.cwd()}, in its configs/, or among the installed ones."
         + (f" Did you mean {near[0]}?" if near else "")
         + f" Installed: {', '.join(known)}."
     )
@@ -139,7 +153,13 @@ def expand(tokens: list[str]) -> list[str]:
             collecting.append(value)
             continue
         collecting = None
+        if value is not None:
+            # The parser takes any value for YAML; what is none stays a text.
+            with contextlib.suppress(yaml.YAMLError, ValueError):
+                check_structure(value, option)
         if value is None:
+            if option.startswith(_OF_CLASSES) and not option.endswith(".help"):
+                raise UserError(f"{option} needs a value.")
             pairs.append((option, value))
         elif option in ("--config", "-c"):
             pairs += _expand_config(value)
@@ -148,9 +168,11 @@ def expand(tokens: list[str]) -> list[str]:
         elif option in _SWAPPED:
             pairs += _expand_swap(option, value)
         elif option in ("--images", "--data.images"):
-            collecting = json.loads(value) if value.startswith("[") else [value]
+            collecting = _images(value)
             pairs.append(("--data.images", collecting))
-        elif option.startswith(("--model.", "--optimizer.", "--lr_scheduler.")):
+        elif option.replace(".init_args.", ".") in _LINKED:
+            raise UserError(f"{option} has no value of its own: {_LINKED[option.replace('.init_args.', '.')]} sets it.")
+        elif option.startswith(_OF_CLASSES):
             details.append((option, value))
         else:
             pairs.append((option, value))
@@ -159,22 +181,58 @@ def expand(tokens: list[str]) -> list[str]:
     )
 
 
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"The config {path} is not valid YAML: {error}") from error
+def _images(value: str) -> list[Any]:
+    if value.startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return [value]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config holds.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than keys with values.
+    """
+    return _checked_config(read_yaml(path), str(path))
+
+
+def _checked_config(content: Any, source: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        holds = "is empty" if content is None else f"holds {content!r:.60}"
+        raise UserError(f"{source}: a config must hold keys with values, such as `model:`; it {holds}.")
+    if "config" in content:
+        raise UserError(
+            f"{source}: a config has no `config`; give several, one after the other: --config A --config B."
+        )
+    bad = _bad_key(content)
+    if bad is not None:
+        raise UserError(f"{source}: a key must be a text without spaces, got {bad!r:.60}.")
+    return content
+
+
+def _bad_key(content: Any) -> Any:
+    """The first key at any depth that is no name; None if there is none."""
+    if isinstance(content, list):
+        return next(filter(lambda bad: bad is not None, map(_bad_key, content)), None)
+    if not isinstance(content, dict):
+        return None
+    for key, value in content.items():
+        # The parser takes dots for levels.
+        if not isinstance(key, str) or not all(key.split(".")) or re.search(r"\s", key):
+            return str(key) if key is None else key
+        bad = _bad_key(value)
+        if bad is not None:
+            return bad
+    return None
 
 
 def _expand_config(value: str) -> list[tuple[str, str | None]]:
     if value.lstrip().startswith("{"):
+        _checked_config(parse_yaml(value, "--config"), "--config")
         return [("--config", value)]
     path = find_config(value)
-    content = _load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"The config {path} must hold keys with values, such as `model:`; it holds {content!r:.60}.")
+    content = read_config(path)
     # jsonargparse keeps the arguments of the class before where both share a name: SGD's rate
     # would become Adam's. A config that names a class replaces the whole entry.
     cleared = [
@@ -201,7 +259,7 @@ def _expand_model(value: str) -> list[tuple[str, str | None]]:
     names = [*zoo.ZOO, *CLASSIFIER_NAMES, *CLASSIFIER_NAMES.values()]
     near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"There is no network called {value!r}.{hint} `hps models` lists them.")
+    raise UserError(f"There is no network called {value!r:.80}.{hint} `hps models` lists them.")
 
 
 def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:
@@ -220,6 +278,6 @@ def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:
         return [(option, "null"), (option, value)]
     near = difflib.get_close_matches(value, known, n=1)
     raise UserError(
-        f"There is no {option[2:]} called {value!r}.{f' Did you mean {near[0]}?' if near else ''} "
+        f"There is no {option[2:]} called {value!r:.80}.{f' Did you mean {near[0]}?' if near else ''} "
         f"Known: {', '.join(known)}."
     )

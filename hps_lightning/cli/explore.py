@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import shlex
 import signal
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from hps_lightning.cli.runs import RUNS
 from hps_lightning.errors import UserError
-from hps_lightning.explore.config import parse_limits, read_exploration
+from hps_lightning.explore.config import Exploration, parse_limits, read_exploration
 from hps_lightning.explore.front import (
     Row,
     choose,
@@ -56,7 +57,7 @@ def run_explore(argv: list[str]) -> int:
         raise UserError("--best needs to know where its config goes: --output best.yaml.")
     with _storage_errors(url):
         if arguments.best:
-            _write_best(arguments, exploration.study, url)
+            _write_best(arguments, exploration, url)
             return 0
         if arguments.show:
             _show(exploration.study, url, folder, arguments.heartbeat)
@@ -148,13 +149,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write_best(arguments: argparse.Namespace, name: str, url: str) -> None:
+def _write_best(arguments: argparse.Namespace, exploration: Exploration, url: str) -> None:
     from hps_lightning.explore.best import write_config
 
+    name = exploration.study
     record, rows = _record_and_rows(name, url, arguments.heartbeat)
     limits = {**record["limits"], **_typed_limits(arguments.limit)}
     row = choose(rows, record["objectives"], limits, arguments.trial)
-    write_config(arguments.output, row, name, record)
+    own = [*exploration.base, f"--config={json.dumps(exploration.space.plain)}"]
+    write_config(arguments.output, row, name, record, own)
     _say(f"Wrote {arguments.output}: trial {row.number}, {write_options(row.options)}.")
     _say(f"Train it: hps fit --config {shlex.quote(str(arguments.output))}")
 

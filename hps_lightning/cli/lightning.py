@@ -1,10 +1,17 @@
 """`hps fit`, `validate`, `test` and `predict`: Lightning's CLI with the project's own ways."""
 
+import argparse
+import contextlib
+import io
 import json
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.callbacks import (
@@ -21,20 +29,64 @@ from hps_lightning.callbacks import (
     Dashboard,
     EpochLines,
     Export,
+    Guards,
     LastCheckpoint,
     Predictions,
     Report,
+    Resume,
     Summary,
     WeightsCheckpoint,
 )
-from hps_lightning.checkpoint import classifier_class, read_checkpoint
+from hps_lightning.checkpoint import check_network, classifier_class, read_checkpoint
+from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoints, use_safe_checkpoints
 from hps_lightning.cli.arguments import expand, find_config, join_options, option_values
+from hps_lightning.cli.mistakes import explain, missing_value, passed_on
+from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.precision import fast_precision
-from hps_lightning.cli.runs import RUNS, Run, resolve_checkpoint, run_name, run_of
+from hps_lightning.cli.ranks import EndTogether, ending_together, watch
+from hps_lightning.cli.recovery import open_checkpoint, open_or_replace
+from hps_lightning.cli.restarts import Job, JobRecord, meet_anew
+from hps_lightning.cli.run_config import foreign, own_words, read_run_config
+from hps_lightning.cli.runs import NEWEST, RUNS, Run, run_name, run_of
 from hps_lightning.data import DATASETS, ImageDataModule
-from hps_lightning.errors import UserError
-from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier
-from hps_lightning.optim import PAPER_OPTIMIZER, LRSchedule, spans_training
+from hps_lightning.errors import UserError, say_trouble
+from hps_lightning.event_log import SteadyTensorBoardLogger
+from hps_lightning.files import check_writable, remove_leftovers, replaced_whole
+from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier, check_trainable
+from hps_lightning.optim import (
+    PAPER_OPTIMIZER,
+    LRSchedule,
+    TrainingLength,
+    build_optimizer,
+    build_schedule,
+    spans_training,
+)
+
+# What jsonargparse lets through of what its own parts raise on values that they do not expect.
+_PARSER_ERRORS = (
+    jsonargparse.ArgumentError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    RecursionError,
+)
+
+# NumPy's generator takes no larger ones.
+_LARGEST_SEED = 2**32 - 1
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+"""The least value of what Lightning's Trainer takes unseen, and stumbles over later."""
+
+_MOST_DEVICES = 1024
 
 _TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
@@ -51,7 +103,37 @@ class SaveFitConfig(SaveConfigCallback):
             logger = self.config.trainer.logger
             if isinstance(logger, jsonargparse.Namespace) and "version" in logger.init_args:
                 logger.init_args.version = None
+            self._path = os.path.join(trainer.log_dir, self.config_filename)
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file, whole.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if "://" in self._path:
+            self.parser.save(self.config, self._path, skip_none=False, overwrite=True, multifile=False)
+            return
+        try:
+            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(Path(self._path).parent)
+            with replaced_whole(Path(self._path)) as aside:
+                aside.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror or error}.") from error
+
+
+class _Parser(LightningArgumentParser):
+    """Takes the arguments of classes as they are.
+
+    Otherwise each text for an argument is looked up as a file first, in the working directory:
+    with a file `auto` in a folder that a stranger has sent, `--trainer.strategy auto` would be what it says.
+    """
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As jsonargparse has it."""
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
 
 
 class HPSCLI(LightningCLI):
@@ -75,11 +157,12 @@ class HPSCLI(LightningCLI):
             datamodule_class=ImageDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveFitConfig,
-            # A resumed training goes on in its own folder.
-            save_config_kwargs={"overwrite": True},
+            # Lightning's own way would leave half a file on a full disk.
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{name: _parser_settings(name) for name in self.subcommands()}},
+            parser_class=_Parser,
             auto_configure_optimizers=False,
             # Modules save their own arguments, as plain values.
             load_from_checkpoint_support=False,
@@ -101,6 +184,8 @@ class HPSCLI(LightningCLI):
         parser.link_arguments(
             "data.dataset", "model.init_args.num_classes", compute_fn=lambda name: len(DATASETS[name].classes)
         )
+        # First, so that nothing else sees a training that has diverged.
+        parser.add_lightning_class_args(Guards, "guards")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Benchmark, "benchmark")
@@ -115,10 +200,30 @@ class HPSCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; a mistake is raised instead of ending the process."""
+        said = io.StringIO()
         try:
-            self.config = parser.parse_args(args)
-        except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-            raise UserError(_first_sentences(str(error))) from error
+            with contextlib.redirect_stderr(said):
+                self.config = parser.parse_args(args)
+            sys.stderr.write(said.getvalue())
+        except SystemExit as ended:
+            if not ended.code:
+                raise
+            # The parser of a class's help, which ends the process by itself.
+            raise UserError(passed_on(said.getvalue().strip().rpartition("\n")[2])) from ended
+        except _PARSER_ERRORS as error:
+            raise UserError(explain(str(error), self._options(args[0]))) from error
+        missing = missing_value(self.config[args[0]], self._subcommand_parsers[args[0]]._actions)
+        if missing:
+            raise UserError(missing)
+        seed = self.config[args[0]].seed_everything
+        if type(seed) is int and not 0 <= seed <= _LARGEST_SEED:
+            raise UserError(f"seed_everything must lie between 0 and {_LARGEST_SEED}, got {seed}.")
+
+    def _options(self, command: str) -> set[str]:
+        """Names of a command's options, without dashes."""
+        actions = self._subcommand_parsers[command]._actions
+        names = {action.dest for action in actions if action.option_strings and action.dest != argparse.SUPPRESS}
+        return {name for name in names if not name.endswith(".help")}
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put a checkpoint's hyper-parameters over what the user typed, without
@@ -130,6 +235,8 @@ class HPSCLI(LightningCLI):
         mistakes: list[UserError] = []
 
         def build(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            if class_type is TensorBoardLogger and "://" not in str(kwargs.get("save_dir")):
+                class_type = SteadyTensorBoardLogger
             try:
                 return class_type(*args, **kwargs)
             except UserError as error:
@@ -139,19 +246,24 @@ class HPSCLI(LightningCLI):
         self.parser.add_instantiator(build, object, subclasses=True)
         try:
             super().instantiate_classes()
-        except (TypeError, ValueError, UserError) as error:
+        except (*_PARSER_ERRORS, RuntimeError, OSError, AssertionError, MisconfigurationException, UserError) as error:
             if mistakes:
                 raise mistakes[0] from None
-            raise UserError(_first_sentences(str(error))) from error
+            raise UserError(explain(str(error), self._options(self.subcommand))) from error
+        use_safe_checkpoints(self.trainer)
 
     def before_instantiate_classes(self) -> None:
         """Decides what depends on the whole config: precision, logger, callbacks."""
         config = self.config[self.subcommand]
         trainer = config.trainer
+        _check_trainer(trainer)
+        if self.record is not None:
+            _check_classes(self.record, config.data.dataset)
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
         trainer.logger = self._logger(config)
-        callbacks: list[Any] = [*self.further_callbacks, Summary(), Dashboard(), WeightsCheckpoint(), Report()]
+        callbacks: list[Any] = [*self.further_callbacks, EndTogether(), Resume(), Summary()]
+        callbacks += [Dashboard(), WeightsCheckpoint(), Report()]
         if trainer.logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if trainer.enable_progress_bar is not False:
@@ -160,6 +272,12 @@ class HPSCLI(LightningCLI):
         if self.subcommand != "fit" and trainer.devices == "auto":
             # Several devices would share batches out evenly, and count some images twice.
             trainer.devices = 1
+        if "weights_only" in config:
+            if config.weights_only is False:
+                raise UserError(
+                    "--weights_only false: checkpoints are read without executing what they hold, always. Leave it out."
+                )
+            config.weights_only = True
         if self.subcommand == "predict":
             # The callback collects them; Lightning would keep them all once more.
             config.return_predictions = False
@@ -188,17 +306,55 @@ class HPSCLI(LightningCLI):
         return given
 
     def before_fit(self) -> None:
-        """Starts from given weights where the user asks for it."""
+        """Makes sure that there is room for a run, and starts from given weights where the user asks for it."""
+        watch(self.trainer, meet_anew())
+        self._check_recipe()
+        self._check_folders()
         path = self._get(self.config, "init_weights")
         if self.record is not None:
             check_length(self.record, self.model, self.trainer.max_epochs)
-        if path is None:
+        # A training that goes on has left behind what it began from; its config remembers it.
+        if path is not None and not self._get(self.config, "ckpt_path"):
+            start_from(self.model, path)
+
+    def _check_recipe(self) -> None:
+        """Finds mistakes that the training itself would find, before it has left anything on the disk."""
+        check_trainable(self.trainer)
+        self.datamodule.check_batch_size(self.datamodule.info.size("train"))
+        optimizer = build_optimizer(self.model.network, self.model.optimizer_spec)
+        # However many steps an epoch will have.
+        validates = self.datamodule.validates and self.trainer.limit_val_batches != 0
+        length = TrainingLength(self.trainer.max_epochs, 100, validates)
+        build_schedule(optimizer, self.model.lr_scheduler_spec, length)
+
+    def _check_folders(self) -> None:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
-        if self._get(self.config, "ckpt_path"):
-            raise UserError(
-                "--init_weights starts a new training and --ckpt_path continues an old one; give one of them."
-            )
-        start_from(self.model, path)
+        folders = [logger.log_dir or logger.save_dir for logger in self.trainer.loggers]
+        for folder in filter(None, folders or [self.trainer.default_root_dir]):
+            if "://" in str(folder):
+                continue
+            try:
+                check_writable(Path(folder))
+            except OSError as error:
+                raise UserError(
+                    f"The run's folder {folder} cannot be made or written: {error.strerror or error}. Make room, or "
+                    "choose another place for all runs: --trainer.default_root_dir DIRECTORY."
+                ) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; a training whose checkpoints could not be written says last where they are."""
+        checkpoints = safe_checkpoints(self.trainer)
+        try:
+            # What other commands print is what they are for.
+            with steady_output() if subcommand == "fit" else nullcontext():
+                super()._run_subcommand(subcommand)
+        except BaseException:
+            if checkpoints is not None and (complaint := checkpoints.complaint()):
+                say_trouble(complaint)
+            raise
+        if checkpoints is not None and (complaint := checkpoints.complaint()):
+            raise UnwrittenCheckpointsError(complaint)
 
     def before_test(self) -> None:
         """Tells the report what the checkpoint says of itself."""
@@ -226,7 +382,8 @@ class TrainingPlan(HPSCLI):
 
 
 def _parser_settings(command: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"exit_on_error": False}
+    # A shortened option would not have its names resolved, and a mistyped one may be one.
+    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
     if command == "fit":
         # No argument of one training, so that no config can hold it: see `cli.seeds`.
         settings["epilog"] = (
@@ -234,6 +391,28 @@ def _parser_settings(command: str) -> dict[str, Any]:
             "kept, and mean and spread are printed. Interrupted, the same command goes on where it stopped."
         )
     return settings
+
+
+def _check_classes(record: dict[str, Any], dataset: str) -> None:
+    known, needed = record["model"]["init_args"].get("num_classes"), len(DATASETS[dataset].classes)
+    if known != needed:
+        raise UserError(
+            f"data.dataset {dataset} has {needed} classes, but the checkpoint's network tells {known} apart. "
+            "`hps fit --init_weights` starts a network for other classes from its weights."
+        )
+
+
+def _check_trainer(trainer: jsonargparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        value = trainer[name]
+        if isinstance(value, int | float) and not value >= least:
+            raise UserError(f"trainer.{name} must be at least {least}, got {value!r}.")
+    devices = str(trainer.devices)
+    if devices.isdecimal() and int(devices[:20]) > _MOST_DEVICES:
+        raise UserError(f"trainer.devices must be at most {_MOST_DEVICES}, got {devices:.80}.")
+    for name, why in (("enable_checkpointing", "writes checkpoints"), ("barebones", "writes checkpoints and logs")):
+        if trainer[name] is (name == "barebones"):
+            raise UserError(f"trainer.{name} {str(trainer[name]).lower()}: a training here {why}; leave it out.")
 
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:
@@ -282,17 +461,13 @@ def start_from(model: ImageClassifier, path: str) -> None:
     print(f"Starting from {path}: {taken} of {len(weights)} parameter tensors taken over.")
 
 
-def _first_sentences(message: str) -> str:
-    # jsonargparse adds the values of the whole config to some messages.
-    lines = [line for line in message.strip().splitlines() if line.strip()]
-    return "\n".join(lines[:12])
-
-
 def _plain(name: str, value: Any) -> list[tuple[str, str]]:
     return [(name, json.dumps(value))]
 
 
-def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] | None, Run | None]:
+def restore(
+    command: str, tokens: list[str], typed: list[str] | None = None
+) -> tuple[list[str], dict[str, Any] | None, Run | None]:
     """Lets a checkpoint say what network and data it is for.
 
     Data arguments come from the checkpoint unless the user gives others; the network always
@@ -301,6 +476,7 @@ def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] 
     Args:
         command: "fit", "validate", "test" or "predict".
         tokens: the user's arguments after it, names resolved.
+        typed: all that he typed, where that is more.
 
     Returns:
         The arguments to parse, the checkpoint's record (None without one), and its run.
@@ -326,27 +502,38 @@ def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] 
             # A network without a recipe is trained by the paper's.
             tokens = [f"--config={find_config('hps.yaml')}", *tokens]
         return tokens, None, None
-    path = resolve_checkpoint(asked, Path(options.get("--trainer.default_root_dir") or RUNS))
-    checkpoint = read_checkpoint(path)
+    runs = Path(options.get("--trainer.default_root_dir") or RUNS)
+    if options.get("--init_weights") not in (None, "null", "None"):
+        raise UserError("--init_weights starts a new training and --ckpt_path continues an old one; give one of them.")
+    path, checkpoint = open_checkpoint(asked, runs, resumable=command == "fit")
     record = checkpoint[RECORD_KEY]
     if command == "fit" and "optimizer_states" not in checkpoint:
         raise UserError(
             f"{path} holds weights alone, so that its training cannot be continued; start a new one from them "
             f"with --init_weights {path}."
         )
+    check_network(path, checkpoint)
     run = run_of(path)
     network = classifier_class(record)
     model = {"class_path": network.__name__, "init_args": _network_arguments(record)}
     data = dict(record.get("data") or {})
+    found = foreign({"data": data})
+    if found is not None:
+        raise UserError(f"{path} is refused: {found}.")
     if data.get("root") and not Path(data["root"]).exists():
         data["root"] = None
     before: list[tuple[str, str | None]] = []
     if command == "fit" and run is not None and (run.directory / "config.yaml").is_file():
-        before.append(("--config", str(run.directory / "config.yaml")))
-        # A training that began from given weights has left them behind.
-        before.append(("--init_weights", "null"))
+        before.append(
+            ("--config", json.dumps(read_run_config(run.directory / "config.yaml", own_words(typed or tokens))))
+        )
     before += [("--config", json.dumps({"data": data}))]
-    mine = [(option, str(path) if option == "--ckpt_path" else value) for option, value in pairs]
+    mine: list[tuple[str, str | None]] = []
+    for option, value in pairs:
+        mine.append((option, str(path) if option == "--ckpt_path" else value))
+        if option in ("--config", "-c") and run is not None and _same_file(value, run.directory / "config.yaml"):
+            # The user has said that he trusts it; the data are the checkpoint's all the same.
+            mine.append(("--config", json.dumps({"data": data})))
     clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
     if clash:
         raise UserError(
@@ -357,6 +544,37 @@ def restore(command: str, tokens: list[str]) -> tuple[list[str], dict[str, Any] 
     if command == "fit":
         print(f"Continuing {path} exactly where it stopped.")
     return join_options([*before, *mine, *after]), record, run
+
+
+def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[Run | None, Path | None]:
+    """What a training that its scheduler has started again goes on with.
+
+    Args:
+        job: the scheduler's, which was restarted.
+        command: the arguments of `hps fit`, as typed.
+        tokens: the same, names resolved.
+
+    Returns:
+        The run that it began and the run's newest checkpoint; None where it has none yet.
+
+    Raises:
+        UserError: the run's checkpoints are all damaged.
+    """
+    # Only the whole config tells where the job's runs lie.
+    logger = TrainingPlan(["fit", *restore("fit", tokens)[0]], None, None).config.fit.trainer.logger
+    if not isinstance(logger, jsonargparse.Namespace) or not logger.class_path.endswith("TensorBoardLogger"):
+        return None, None
+    run = job.find_run(Path(logger.init_args.save_dir, logger.init_args.name), command)
+    if run is None:
+        return None, None
+    folder = run.directory / "checkpoints"
+    if not any((folder / f"{name}.ckpt").is_file() for name in NEWEST):
+        return run, None
+    return run, open_or_replace(folder / "last.ckpt", resumable=True)[0]
+
+
+def _same_file(name: str | None, path: Path) -> bool:
+    return name is not None and Path(name).is_file() and path.is_file() and Path(name).samefile(path)
 
 
 def _network_arguments(record: dict[str, Any]) -> dict[str, Any]:
@@ -373,31 +591,50 @@ def quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # torch to Lightning, not to its users
         ".*Total length of .* across ranks is zero.*",  # the protocol without validation
         ".*Checkpoint directory .* exists and is not empty.*",  # that of the training that goes on
+        ".*your dataloader is not resumable.*",  # the data module is
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI) -> HPSCLI:
+def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, job: Job | None = None) -> HPSCLI:
     """Runs a subcommand of Lightning's CLI; returns what ran it, with its trainer.
 
     Args:
         command: "fit", "validate", "test" or "predict".
         argv: the user's arguments after it.
         cli: what is made of them; called with arguments, record and run of an :class:`HPSCLI`.
+        job: of a training that goes on when it is started again.
 
     Raises:
         UserError: something that the user gave cannot be used.
+        SystemExit: a signal ended it; the status is 128 and its number, as shells have it.
     """
     quieten()
-    tokens, record, run = restore(command, expand(argv))
+    typed = tokens = expand(argv)
+    begun = checkpoint = None
+    if job is not None:
+        if job.restarted:
+            begun, checkpoint = continue_job(job, argv, tokens)
+        if checkpoint is not None:
+            # The run's config has the rest; an option that adds to a list would add again.
+            tokens = [f"--ckpt_path={checkpoint}"]
+        cli = partial(cli, callbacks=[JobRecord(job, argv, checkpoint)])
+    tokens, record, run = restore(command, tokens, typed)
     try:
-        return cli([command, *tokens], record, run)
+        with ending_together():
+            return cli([command, *tokens], record, run or begun)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise UserError(f"The device's memory does not suffice; choose a smaller --data.batch_size. {error}") from error
+    except SystemExit as ended:
+        # So Lightning ends after an interruption, always with the same status.
+        interruption = ended.__context__
+        if not isinstance(interruption, KeyboardInterrupt):
+            raise
+        raise SystemExit(128 + getattr(interruption, "signal", signal.SIGINT)) from None
 
 
 def run_lightning(command: str, argv: list[str]) -> int:
@@ -406,5 +643,7 @@ def run_lightning(command: str, argv: list[str]) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    run_cli(command, argv)
+    # Who names a checkpoint knows better what to go on from.
+    decided = command != "fit" or any(option == "--ckpt_path" for option, _ in option_values(argv))
+    run_cli(command, argv, job=None if decided else Job.current())
     return 0

@@ -1,11 +1,13 @@
 """Where `hps` starts: quick commands at once, trainings through Lightning's CLI."""
 
 import difflib
+import errno
 import os
 import sys
 
 from hps_lightning import __version__
 from hps_lightning.errors import UserError
+from hps_lightning.files import DISK_ERRORS
 
 _USAGE = """usage: hps COMMAND [options]
 
@@ -30,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs `hps` with the given arguments (those of the process if None).
 
     Returns:
-        The exit status: 0, 2 for a mistake in what the user gave, or 130 after Ctrl+C.
+        The exit status: 0, 2 for a mistake in what the user gave, a disk that takes nothing or another process of the
+        training that died, 130 after Ctrl+C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -47,6 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone, as `head` does; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A name that the system takes for none may stand wherever a path does.
+        if error.errno not in {*DISK_ERRORS, errno.ENAMETOOLONG} or os.environ.get("HPS_DEBUG"):
+            raise
+        print(f"hps: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(argv: list[str]) -> int:

@@ -17,6 +17,9 @@ from hps_lightning.errors import UserError
 
 Policy = Literal["autoaugment", "randaugment", "trivialaugment", "augmix"]
 
+# Beyond its own side an image has nothing left to show.
+_MOST = {"crop_padding": 32}
+
 _POLICIES = {
     "autoaugment": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
     "randaugment": v2.RandAugment,
@@ -86,6 +89,8 @@ class Augmentation:
             value = getattr(self, name)
             if not value >= 0:
                 raise UserError(f"augmentation.{name} must not be negative, got {value!r}.")
+            if value > _MOST.get(name, 1e6):
+                raise UserError(f"augmentation.{name} must be at most {_MOST.get(name, 1e6):g}, got {value!r:.80}.")
         for name in ("random_erasing", "color_jitter"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hps_lightning.cli.arguments import find_config
+from hps_lightning.cli.arguments import find_config, read_config
 from hps_lightning.errors import UserError
 from hps_lightning.explore.pruning import PRUNERS, Pruning
 from hps_lightning.explore.quantities import ERROR, QUANTITIES
 from hps_lightning.explore.samplers import SAMPLERS
 from hps_lightning.explore.space import Space
+from hps_lightning.yaml_files import read_yaml
 
 _KEYS = ("study", "base", "space", "objectives", "limits", "trials", "sampler", "pruner", "retries", "seed")
 
@@ -67,12 +66,12 @@ def read_exploration(name: str, options: Sequence[str] = (), study: str | None =
         UserError: the config cannot be read, or something in it cannot be used.
     """
     path = find_config(name)
-    content = _load(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or "space" not in content:
         raise UserError(f"{path} describes no exploration: it needs a `space:`, as configs/explore.yaml has one.")
     unknown = sorted(set(content) - set(_KEYS), key=str)
     if unknown:
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; an exploration has {', '.join(_KEYS)}.")
+        raise UserError(f"{path}: unknown key {unknown[0]!r:.120}; an exploration has {', '.join(_KEYS)}.")
     try:
         return _exploration(content, path, list(options), study)
     except UserError as error:
@@ -83,14 +82,14 @@ def _exploration(content: Mapping[str, Any], path: Path, options: list[str], stu
     objectives = content.get("objectives", [ERROR])
     objectives = [objectives] if isinstance(objectives, str) else objectives
     if not isinstance(objectives, list) or not objectives:
-        raise UserError(f"`objectives` must list at least one of {', '.join(QUANTITIES)}, got {objectives!r}.")
+        raise UserError(f"`objectives` must list at least one of {', '.join(QUANTITIES)}, got {objectives!r:.120}.")
     known_objectives = [_quantity(name, "objectives") for name in objectives]
     if len(set(known_objectives)) < len(known_objectives):
         raise UserError(f"`objectives` names one of them twice: {', '.join(known_objectives)}.")
     pruning = _pruning(content.get("pruner"), known_objectives)
     sampler = content.get("sampler", "tpe")
-    if sampler not in SAMPLERS:
-        raise UserError(f"There is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}.")
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        raise UserError(f"There is no sampler {sampler!r:.120}; there are {', '.join(SAMPLERS)}.")
     return Exploration(
         study=_study_name(study or content.get("study") or path.stem),
         base=[*_base(content.get("base")), *options],
@@ -115,13 +114,13 @@ def parse_limits(limits: Any) -> dict[str, float]:
         UserError: a quantity is unknown, or a limit is no number above 0.
     """
     if not isinstance(limits, Mapping):
-        raise UserError(f"`limits` must map quantities to numbers, such as `size_bytes: 100000`; got {limits!r}.")
+        raise UserError(f"`limits` must map quantities to numbers, such as `size_bytes: 100000`; got {limits!r:.120}.")
     return {_quantity(name, "limits"): _positive(value, f"the limit of {name}") for name, value in limits.items()}
 
 
 def _quantity(name: Any, key: str) -> str:
-    if name not in QUANTITIES:
-        raise UserError(f"`{key}` names {name!r}; there are {', '.join(QUANTITIES)}.")
+    if not isinstance(name, str) or name not in QUANTITIES:
+        raise UserError(f"`{key}` names {name!r:.80}; there are {', '.join(QUANTITIES)}.")
     return name
 
 
@@ -129,23 +128,23 @@ def _positive(value: Any, name: str) -> float:
     # PyYAML reads 1e5 as a text.
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (0 < number < math.inf):
-        raise UserError(f"{name} must be a number greater than 0, got {value!r}.")
+        raise UserError(f"{name} must be a number greater than 0, got {value!r:.120}.")
     return number
 
 
 def _whole(value: Any, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+        raise UserError(f"`{name}` must be a whole number of at least {least}, got {value!r:.120}.")
     return value
 
 
 def _study_name(name: Any) -> str:
     # It names a folder, and stands in commands that we print.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"A study's name may have letters, digits, '_', '-' and '.', got {name!r}.")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(f"A study's name may have up to 100 letters, digits, '_', '-' and '.', got {name!r:.120}.")
     return name
 
 
@@ -154,19 +153,17 @@ def _base(base: Any) -> list[str]:
         raise UserError("`base` must say what all trials share: `config:`, as for `hps fit`, and perhaps `options:`.")
     unknown = sorted(set(base) - {"config", "options"}, key=str)
     if unknown:
-        raise UserError(f"`base` has `config` and `options`, got {unknown[0]!r}.")
+        raise UserError(f"`base` has `config` and `options`, got {unknown[0]!r:.120}.")
     configs = base["config"] if isinstance(base["config"], list) else [base["config"]]
     options = base.get("options") or {}
     if not isinstance(options, Mapping):
-        raise UserError(f"`base: options:` must map options of `hps fit` to values, got {options!r}.")
+        raise UserError(f"`base: options:` must map options of `hps fit` to values, got {options!r:.80}.")
     return [token for config in configs for token in _config_tokens(str(config))] + option_tokens(options)
 
 
 def _config_tokens(name: str) -> list[str]:
     # By its content: another machine may have other configs under the same name, or elsewhere.
-    content = _load(find_config(name))
-    if not isinstance(content, dict):
-        raise UserError(f"The config {name} must hold keys with values, such as `model:`.")
+    content = read_config(find_config(name))
     # A config that names a class replaces the whole entry, as `hps fit --config` has it.
     cleared = [
         f"--{key}=null"
@@ -174,13 +171,6 @@ def _config_tokens(name: str) -> list[str]:
         if isinstance(content.get(key), dict) and "class_path" in content[key]
     ]
     return [*cleared, f"--config={json.dumps(content)}"]
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"The config {path} cannot be read: {error}") from error
 
 
 def option_tokens(options: Mapping[str, Any]) -> list[str]:
@@ -197,18 +187,18 @@ def _pruning(given: Any, objectives: list[str]) -> Pruning:
     if given is None or isinstance(given, str):
         given = {"name": default if given is None else given}
     if not isinstance(given, Mapping):
-        raise UserError(f"`pruner` must be a name or a mapping, got {given!r}.")
+        raise UserError(f"`pruner` must be a name or a mapping, got {given!r:.120}.")
     settings = {"name": default, **given}
     unknown = sorted(set(settings) - {"name", "warmup_epochs", "margin"}, key=str)
     if unknown:
-        raise UserError(f"`pruner` has name, warmup_epochs and margin, got {unknown[0]!r}.")
+        raise UserError(f"`pruner` has name, warmup_epochs and margin, got {unknown[0]!r:.120}.")
     name = settings["name"]
-    if name not in PRUNERS:
-        raise UserError(f"There is no pruner {name!r}; there are {', '.join(PRUNERS)}.")
+    if not isinstance(name, str) or name not in PRUNERS:
+        raise UserError(f"There is no pruner {name!r:.120}; there are {', '.join(PRUNERS)}.")
     if name in ("median", "hyperband") and objectives != [ERROR]:
         raise UserError(f"The pruner {name} compares errors alone; with the objectives {objectives} use dominated.")
     warmup = _whole(settings.get("warmup_epochs", 2), "pruner: warmup_epochs", 0)
     margin = settings.get("margin", 0.05)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < 1:
-        raise UserError(f"`pruner: margin` must be an error from 0 to 1, got {margin!r}.")
+        raise UserError(f"`pruner: margin` must be an error from 0 to 1, got {margin!r:.120}.")
     return Pruning(name, warmup, float(margin))

@@ -16,6 +16,7 @@ and an item of a list its place, as ``model.stages[0]``.
 import contextlib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from typing import Any, Protocol
 from hps_lightning.errors import UserError
 
 _RANGE_KEYS = {"low", "high", "step", "log"}
+
+# No option takes more; beyond, the samplers count wrong.
+_LARGEST_NUMBER = 1e15
+_MOST_STEPS = 1e9
 
 
 class Suggests(Protocol):
@@ -129,7 +134,7 @@ class _Each(_Values):
         return [item.suggest(trial, f"{name}[{index}]") for index, item in enumerate(self.items)]
 
     def count(self) -> float:
-        return math.prod(item.count() for item in self.items)
+        return math.prod((item.count() for item in self.items), start=1.0)
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,8 @@ class Space:
     def _parse(cls, plain: Mapping[str, Any]) -> "Space":
         parameters: list[tuple[str, _Values, dict[Any, Space]]] = []
         for name, given in plain.items():
-            if not isinstance(name, str) or name.startswith("-"):
-                raise UserError(f"A parameter is called as an option of `hps fit`, without dashes; got {name!r}.")
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.]*\+?", name):
+                raise UserError(f"A parameter is called as an option of `hps fit`, without dashes; got {name!r:.80}.")
             if isinstance(given, Mapping) and not set(given) & {*_RANGE_KEYS, "each"}:
                 branches = {choice: cls._branch(name, choice, below) for choice, below in given.items()}
                 parameters.append((name, _choice(name, list(given)), branches))
@@ -178,7 +183,9 @@ class Space:
     @classmethod
     def _branch(cls, name: str, choice: Any, below: Any) -> "Space":
         if below is not None and not isinstance(below, Mapping):
-            raise UserError(f"{name}: {choice}: must map options of `hps fit` to their values, got {below!r}.")
+            raise UserError(
+                f"{name}: {choice!s:.80}: must map options of `hps fit` to their values, got {below!r:.120}."
+            )
         return cls._parse(below or {})
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
@@ -216,10 +223,12 @@ def _choice(name: str, values: list[Any]) -> _Choice:
         raise UserError(f"{name}: the list of its values is empty.")
     plain = [_plain(value) for value in values]
     if any(_same(value, other) for index, value in enumerate(plain) for other in plain[:index]):
-        raise UserError(f"{name}: a value is listed twice: {values}.")
+        raise UserError(f"{name}: a value is listed twice: {values!r:.120}.")
     bad = [value for value in plain if value is not None and not isinstance(value, bool | int | float | str)]
+    # NaN is not even equal to itself.
+    bad += [value for value in plain if isinstance(value, float) and not math.isfinite(value)]
     if bad:
-        raise UserError(f"{name}: {bad[0]!r} is no value of an option.")
+        raise UserError(f"{name}: {bad[0]!r:.120} is no value of an option.")
     return _Choice(values)
 
 
@@ -229,12 +238,12 @@ def _values(name: str, given: Any) -> _Values:
     if not isinstance(given, Mapping):
         raise UserError(
             f"{name}: a parameter is a list of values, a range such as {{low: 0.1, high: 0.5}}, {{each: [...]}}, or "
-            f"choices with parameters of their own; got {given!r}. What never differs belongs under `base: options:`."
+            f"choices with their own parameters; got {given!r:.80}. What never differs belongs under `base: options:`."
         )
     if "each" in given:
         items = given["each"]
         if set(given) != {"each"} or not isinstance(items, list) or not items:
-            raise UserError(f"{name}: `each` stands alone and lists what each item may be, got {dict(given)!r}.")
+            raise UserError(f"{name}: `each` stands alone and lists what each item may be, got {dict(given)!r:.120}.")
         return _Each([_item(f"{name}[{index}]", item) for index, item in enumerate(items)])
     return _range(name, given)
 
@@ -246,15 +255,19 @@ def _item(name: str, given: Any) -> _Values:
 def _range(name: str, given: Mapping[str, Any]) -> _Range:
     unknown = sorted(set(given) - _RANGE_KEYS, key=str)
     if unknown or "low" not in given or "high" not in given:
-        raise UserError(f"{name}: a range has low and high, and perhaps step or log; got {dict(given)!r}.")
+        raise UserError(f"{name}: a range has low and high, and perhaps step or log; got {dict(given)!r:.120}.")
     numbers = {key: _number(f"{name}: {key}", given[key]) for key in ("low", "high", "step") if key in given}
     low, high, step, log = numbers["low"], numbers["high"], numbers.get("step"), given.get("log", False)
     if not isinstance(log, bool):
-        raise UserError(f"{name}: log is true or false, got {log!r}.")
+        raise UserError(f"{name}: log is true or false, got {log!r:.120}.")
     if low > high:
         raise UserError(f"{name}: there is nothing from {low} to {high}; low is the smaller one.")
+    if step is not None and step > 0 and (high - low) / step > _MOST_STEPS:
+        raise UserError(
+            f"{name}: a range of more than {_MOST_STEPS:g} steps; leave the step out, got {dict(given)!r:.120}."
+        )
     if step is not None and (log or step <= 0):
-        raise UserError(f"{name}: a step must be greater than 0, and goes without log; got {dict(given)!r}.")
+        raise UserError(f"{name}: a step must be greater than 0, and goes without log; got {dict(given)!r:.120}.")
     if log and low <= 0:
         raise UserError(f"{name}: a range with log must begin above 0, got {low}.")
     if step is not None:
@@ -270,6 +283,6 @@ def _number(name: str, value: Any) -> float:
         # PyYAML reads 1e-4 as a text.
         with contextlib.suppress(ValueError):
             number = float(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise UserError(f"{name} must be a number, got {value!r}.")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= _LARGEST_NUMBER:
+        raise UserError(f"{name} must be a number, of at most {_LARGEST_NUMBER:g}; got {value!r:.80}.")
     return number

@@ -14,8 +14,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hps_lightning.checkpoint_io import UnwrittenCheckpointsError
 from hps_lightning.cli.lightning import HPSCLI, run_cli
-from hps_lightning.errors import UserError
+from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore.measure import network_costs
 from hps_lightning.explore.quantities import ERROR
 
@@ -88,8 +89,8 @@ def train(
 ) -> None:
     """Runs `hps fit` in a process of its own.
 
-    The last message is ``done``, ``declined``, ``refused`` (with a user's mistake as text) or
-    ``failed`` (with any other error as text).
+    The last message is ``done``, ``declined``, ``diverged`` or ``refused`` (with the error or the
+    user's mistake as text), or ``failed`` (with any other error as text).
 
     Args:
         connection: to the worker; see :class:`Correspondent`.
@@ -109,6 +110,11 @@ def train(
         last = ("done", None)
     except _DeclinedError:
         last = ("declined", None)
+    except UnwrittenCheckpointsError as error:
+        # No fault of its arguments, with which it would be tried again.
+        last = ("failed", str(error))
+    except DivergedError as error:
+        last = ("diverged", str(error))
     except UserError as error:
         last = ("refused", str(error))
     except Exception as error:

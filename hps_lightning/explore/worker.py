@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from hps_lightning.errors import UserError
+from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore.config import Exploration, option_tokens
 from hps_lightning.explore.pruning import dominated
 from hps_lightning.explore.quantities import ERROR, QUANTITIES, excess
@@ -179,7 +179,7 @@ class Worker:
         """The values of a trial's objectives; None if it failed.
 
         Raises:
-            TrialPruned: it is over a limit, or clearly worse than others.
+            TrialPruned: it is over a limit, clearly worse than others, or has diverged.
             UpdateFinishedTrialError: another worker has taken it up.
         """
         trial.set_user_attr(WORKER, self._name)
@@ -201,6 +201,11 @@ class Worker:
             return self._train(trial, options, folder, [TrialFolder(self.folder, n) for n in reversed(history)])
         except StorageDownError:
             raise
+        except DivergedError as error:
+            # No failure: the sampler is to learn that nothing good lies there.
+            trial.set_user_attr(FAILURE, str(error))
+            self.say(f"trial {trial.number}: stopped early: {error}")
+            raise TrialPruned("diverged") from error
         except (UserError, TrialFailedError) as error:
             trial.set_user_attr(FAILURE, str(error))
             self.say(f"trial {trial.number} failed: {error}")
@@ -225,15 +230,14 @@ class Worker:
             if error is not None and COSTS in trial.user_attrs:
                 self.say(f"trial {trial.number}: was trained already")
                 return progress.finish(error)
-        checkpoints = folder.checkpoints()
-        if checkpoints:
+        for checkpoint in folder.checkpoints():
             try:
-                return self._trained([f"--ckpt_path={checkpoints[0]}"], progress, folder)
-            except StorageDownError:
+                return self._trained([f"--ckpt_path={checkpoint}"], progress, folder)
+            except (StorageDownError, DivergedError):
                 raise
             except UserError as error:
-                # The worker was killed while it wrote.
-                self.say(f"trial {trial.number}: begins anew, since its checkpoint is of no use: {error}")
+                # Damaged, since the worker or its machine died.
+                self.say(f"trial {trial.number}: does not go on from {checkpoint.name}, which is of no use: {error}")
         argv = [*self.exploration.base, *option_tokens(options), *option_tokens({"trainer.logger": folder.logger()})]
         return self._trained(argv, progress, folder)
 

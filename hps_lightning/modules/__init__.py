@@ -1,6 +1,6 @@
 """The LightningModules: one for each family of networks."""
 
-from .classifier import RECORD_FORMAT, RECORD_KEY, ImageClassifier
+from .classifier import RECORD_FORMAT, RECORD_KEY, ImageClassifier, check_trainable
 from .families import (
     HPSClassifier,
     MobileNetClassifier,
@@ -34,4 +34,5 @@ __all__ = [
     "SqueezeNetClassifier",
     "SqueezeNextClassifier",
     "SqueezedCNNClassifier",
+    "check_trainable",
 ]

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -168,6 +168,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer and the schedule that the specifications name."""
         trainer = self.trainer
+        check_trainable(trainer)
         # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may.
         optimizer = build_optimizer(
             self.network,
@@ -175,13 +176,12 @@ class ImageClassifier(LightningModule):
             fused=not trainer.gradient_clip_val,
             decay_norm_and_bias=self.decay_norm_and_bias,
         )
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise UserError(
-                f"A training needs a number of epochs, got --trainer.max_epochs {trainer.max_epochs}; "
-                "schedules are laid out over it."
-            )
         # Loads the data, which tells the number of batches; max_steps may cut it short, so that it is no multiple.
-        _ = trainer.estimated_stepping_batches
+        try:
+            _ = trainer.estimated_stepping_batches
+        except ValueError as error:
+            # Such as validation more often than there are batches; in Lightning's words.
+            raise UserError(" ".join(str(error).split())) from error
         length = TrainingLength(
             epochs=trainer.max_epochs,
             steps_per_epoch=max(1, -(-trainer.num_training_batches // trainer.accumulate_grad_batches)),
@@ -240,3 +240,20 @@ class ImageClassifier(LightningModule):
             if describe is not None:
                 record.update(describe())
         return record
+
+
+def check_trainable(trainer: Trainer) -> None:
+    """Refuses a training without an end, or without a batch.
+
+    Raises:
+        UserError: it is one.
+    """
+    if trainer.max_epochs is None or trainer.max_epochs < 1:
+        raise UserError(
+            f"A training needs a number of epochs, got --trainer.max_epochs {trainer.max_epochs}; "
+            "schedules are laid out over it."
+        )
+    if trainer.limit_train_batches == 0 or trainer.max_steps == 0:
+        raise UserError(
+            "There is no batch to train: trainer.limit_train_batches and trainer.max_steps must leave at least one."
+        )

@@ -10,8 +10,22 @@ from hps_lightning import networks
 from hps_lightning.errors import UserError
 from hps_lightning.modules.classifier import ImageClassifier
 
+_MOST = {"width": 32, "resolution": 16}
+"""Multipliers beyond which a slip of the finger is likelier than a machine that could train the network."""
+
+_MOST_BLOCKS = 100
+
 
 def _build(network: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    for name, most in _MOST.items():
+        value = arguments.get(name)
+        if isinstance(value, int | float) and value > most:
+            raise UserError(f"{network.__name__} cannot be built: {name} must be at most {most}, got {value!r:.80}.")
+    stages = arguments.get("stages")
+    if isinstance(stages, list) and any(isinstance(count, int) and count > _MOST_BLOCKS for count in stages):
+        raise UserError(
+            f"{network.__name__} cannot be built: a stage may have {_MOST_BLOCKS} blocks, got {stages!r:.80}."
+        )
     try:
         return network(**arguments)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=1)]
     hint = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"There is no {kind} called {name!r}.{hint} Known: {', '.join(known)}.")
+    return UserError(f"There is no {kind} called {name!r:.80}.{hint} Known: {', '.join(known)}.")
 
 
 def optimizer_class(class_path: str) -> type[Optimizer]:
@@ -124,6 +125,11 @@ def build_optimizer(
     spec = spec or PAPER_OPTIMIZER
     found = optimizer_class(spec.get("class_path"))
     given = spec.get("init_args") or {}
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{found.__name__}: {name} must be a finite number, got {value!r}.")
+    if found is torch.optim.SparseAdam:
+        raise UserError("SparseAdam takes sparse gradients alone, which no network here has; use Adam.")
     chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
     ours = {"fused": True} if fused and not chosen and found in _FUSED else {}
     parameters: list[Any] = list(network.parameters())
@@ -166,5 +172,5 @@ def build_schedule(
     schedule = make_schedule(spec)
     try:
         return schedule.build(optimizer, length)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, KeyError) as error:
         raise UserError(f"{schedule} does not fit: {error}") from error

@@ -59,10 +59,22 @@ def _per_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "step"}
 
 
+_LARGEST = 1e9
+"""No rate, factor or number of epochs is greater; what torch computes of greater ones may be no number any more."""
+
+
 def _require_positive(schedule: LRSchedule, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise UserError(f"{type(schedule).__name__}: {name} must be greater than 0, got {value!r}.")
+        if value > _LARGEST:
+            raise UserError(f"{type(schedule).__name__}: {name} must be at most {_LARGEST:g}, got {value!r:.80}.")
+
+
+def _require_rate(schedule: LRSchedule, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= _LARGEST:
+            raise UserError(f"{type(schedule).__name__}: {name} must be a rate of at least 0, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,10 @@ class MultiStepLR(LRSchedule):
     def build(self, optimizer: Optimizer, length: TrainingLength) -> dict[str, Any]:
         """As :meth:`LRSchedule.build`."""
         _require_positive(self, gamma=self.gamma)
+        if not self.milestones or min(self.milestones) < 1:
+            raise UserError(
+                f"MultiStepLR: milestones must list at least one epoch, counted from 1, got {self.milestones!r:.80}."
+            )
         return _per_epoch(lr_scheduler.MultiStepLR(optimizer, sorted(self.milestones), self.gamma))
 
 
@@ -138,6 +154,7 @@ class CosineAnnealingLR(LRSchedule):
         """As :meth:`LRSchedule.build`."""
         epochs = length.epochs if self.T_max is None else self.T_max
         _require_positive(self, T_max=epochs)
+        _require_rate(self, eta_min=self.eta_min)
         return _per_step(
             lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * length.steps_per_epoch, eta_min=self.eta_min)
         )
@@ -160,6 +177,7 @@ class CosineAnnealingWarmRestarts(LRSchedule):
     def build(self, optimizer: Optimizer, length: TrainingLength) -> dict[str, Any]:
         """As :meth:`LRSchedule.build`."""
         _require_positive(self, T_0=self.T_0, T_mult=self.T_mult)
+        _require_rate(self, eta_min=self.eta_min)
         return _per_step(
             lr_scheduler.CosineAnnealingWarmRestarts(
                 optimizer, T_0=self.T_0 * length.steps_per_epoch, T_mult=self.T_mult, eta_min=self.eta_min
@@ -191,6 +209,9 @@ class CyclicLR(LRSchedule):
         highest = optimizer.param_groups[0]["lr"] if self.max_lr is None else self.max_lr
         lowest = highest / 10 if self.base_lr is None else self.base_lr
         _require_positive(self, step_size_up=self.step_size_up, max_lr=highest)
+        _require_rate(self, base_lr=lowest)
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"CyclicLR: gamma must be greater than 0 and at most 1, got {self.gamma!r}.")
         if lowest > highest:
             raise UserError(f"CyclicLR: base_lr {lowest:g} is greater than max_lr {highest:g}.")
         return _per_step(
@@ -276,6 +297,9 @@ class ReduceLROnPlateau(LRSchedule):
         """As :meth:`LRSchedule.build`."""
         if not 0 < self.factor < 1:
             raise UserError(f"ReduceLROnPlateau: factor must lie between 0 and 1, got {self.factor!r}.")
+        if self.patience < 0:
+            raise UserError(f"ReduceLROnPlateau: patience must not be negative, got {self.patience}.")
+        _require_rate(self, min_lr=self.min_lr)
         monitor = self.monitor or ("val/loss" if length.validates else "train/loss")
         if monitor.startswith("val/") and not length.validates:
             raise UserError(

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from hps_lightning.cli.runs import run_of
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
+from hps_lightning.yaml_files import read_yaml
 
 METRICS = ("accuracy", "loss")
 SERIES = tuple(f"{stage}/{metric}" for stage in ("train", "val") for metric in METRICS)
@@ -102,13 +101,13 @@ def _is_run(folder: Path) -> bool:
 def _facts(folder: Path) -> dict[str, str]:
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
         dataset, protocol = config["data"]["dataset"], config["data"]["protocol"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        seed = config.get("seed_everything")
+    except (UserError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not say the data set and the protocol of the run; `hps fit` writes it beside the logs."
         ) from error
-    seed = config.get("seed_everything")
     run = run_of(folder / "checkpoints" / "last.ckpt")
     # A copy may lie anywhere.
     name = run.name.removesuffix(f"-{dataset}") if run else folder.absolute().name

@@ -17,6 +17,10 @@ from tests.cli.conftest import TINY
         (["fit", "--model", "hps", "--data.dataset", "imagenet"], ["data.dataset", "imagenet", "cifar100"]),
         (["fit", "--model", "hps", "--data.protocol", "none"], ["data.protocol", "none", "holdout"]),
         (["fit", "--model", "hps", "--data.batch_size", "0", "--data.dataset=digits"], ["data.batch_size", "0"]),
+        (["fit", "--model", "hps", "--data.batch_size", "9999", "--data.dataset=digits"], ["9999", "training images"]),
+        (["fit", "--model", "hps", "--trainer.limit_train_batches=0", "--data.dataset=digits"], ["no batch to train"]),
+        (["fit", "--model", "hps", "--trainer.max_epochs=0", "--data.dataset=digits"], ["trainer.max_epochs 0"]),
+        (["fit", "--model", "hps", "--optimizer", "torch.optim.SparseAdam", "--data.dataset=digits"], ["SparseAdam"]),
         (["fit", "--model", "hps", "--data.batch_size", "many"], ["data.batch_size", "many"]),
         (["fit", "--model", "hps", "--data.root", "/nowhere/at/all"], ["/nowhere/at/all", "Ways out"]),
         (["fit", "--model", "hps", "--data.augmentation.mixup", "-1", "--data.dataset=digits"], ["mixup", "-1"]),
@@ -84,9 +88,13 @@ def test_a_checkpoint_that_would_execute_code_is_refused_and_does_not(hps, tmp_p
     assert not trace.exists()
 
 
-def test_weights_alone_cannot_be_continued(hps, tmp_path):
+def test_weights_alone_cannot_be_continued_nor_used_for_other_classes(hps, tmp_path):
     status, _, err = hps("fit", "--model=hps", *TINY, "--trainer.max_epochs=1")
     assert status == 0, err
     status, _, err = hps("fit", "--ckpt_path", next(tmp_path.rglob("weights.ckpt")))
     assert status == 2
     assert "--init_weights" in err
+    for command in ("test", "validate"):
+        status, _, err = hps(command, "--ckpt_path", next(tmp_path.rglob("weights.ckpt")), "--data.dataset=cifar100")
+        assert status == 2
+        assert "has 100 classes, but the checkpoint's network tells 10 apart" in err
