@@ -213,6 +213,8 @@ def test_a_dead_workers_trial_is_taken_up_at_once_on_its_machine(tmp_path, train
     assert at_work.study.trials[1].params == at_work.study.trials[0].params
 
 
+# Threads of one process share the list of ignored warnings, which each puts back; a user's workers are processes.
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_workers_that_begin_together_make_no_trial_too_many(tmp_path, training):
     workers = [worker(tmp_path, exploration(trials=4)) for _ in range(3)]
     threads = [threading.Thread(target=each.work) for each in workers]
