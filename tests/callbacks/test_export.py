@@ -80,7 +80,8 @@ def test_manifest(tmp_path):
     network = HighPerformanceSqueezeNext(**last["network"]["arguments"]).eval()
     network.load_state_dict(exported(bluebox(tmp_path) / "last"))
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(network(images), module.network.eval()(images))
+    # Two memory layouts of the same weights add up in another order.
+    torch.testing.assert_close(network(images), module.network.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stop", "epoch"), [({"max_steps": 4}, 1), ({"max_epochs": 2}, 1)])
