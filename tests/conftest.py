@@ -37,3 +37,10 @@ def pytest_terminal_summary(terminalreporter):
                 counts[value[0]] += value[1]
     if counts:
         terminalreporter.write_line(", ".join(f"{what}: {number}" for what, number in sorted(counts.items())))
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Gives each test one thread, whatever the one before it left: their number changes what sums add up to."""
+    yield
+    torch.set_num_threads(1)

@@ -469,6 +469,7 @@ def test_a_damaged_bundle_is_refused_with_one_report_and_the_block_lives_on(diag
     shutil.rmtree(bundle / "__pycache__", ignore_errors=True)
     runtime.start()
     assert set(runtime.step(0, noise(32, 32))) == OUTPUTS
+    runtime.stop()
 
 
 def test_a_bundle_that_is_replaced_is_read_anew_at_the_next_start(started, bundle, tmp_path):

@@ -63,7 +63,14 @@ def test_a_study_from_its_first_trial_to_the_config_of_the_best(hps, config, tmp
     assert written["model"]["init_args"]["width"] == float(best["model.width"])
     assert written["optimizer"]["class_path"] == f"torch.optim.{best['optimizer']}"
     assert written["optimizer"]["init_args"]["lr"] == float(best["optimizer.lr"])
-    status, out, err = hps("fit", "--config", "best.yaml")
+    # As many threads as the trial's process had, which another test may have begun: sums differ between one and two.
+    report = json.loads((tmp_path / best["folder"] / "version_0" / "benchmark.json").read_text())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(report["hardware"]["threads"])
+    try:
+        status, out, err = hps("fit", "--config", "best.yaml")
+    finally:
+        torch.set_num_threads(threads)
     assert status == 0, err
     ckpt = tmp_path / "runs" / "hps-digits" / "version_0" / "checkpoints" / "last.ckpt"
     metrics = torch.load(ckpt, weights_only=True)["hps_lightning"]["metrics"]
