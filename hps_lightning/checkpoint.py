@@ -92,7 +92,8 @@ def _refuse_damaged(path: Path) -> None:
             changed = archive.testzip()
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    # What the reader raises where bits have changed in what describes the contents.
+    # What zipfile raises where bits have changed in what describes the contents; NotImplementedError where they name a
+    # compression that it does not know.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise DamagedCheckpointError(f"{damaged}: {error}") from error
     if changed is not None:

@@ -36,6 +36,7 @@ def false_size(path: Path) -> str | None:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+    # The third one is what zipfile raises of an archive of a newer version, or in parts.
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         return None
     for member in members:
