@@ -199,7 +199,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
 
 
 def rows_from_csv(text: str) -> list[Row]:
-    """The trials that :func:`rows_csv` has written; values of options are the texts that stand there.
+    """The trials that :func:`rows_csv` has written; of options, numbers are numbers again, all else is text.
 
     Raises:
         ValueError: it is another table.
@@ -213,13 +213,20 @@ def rows_from_csv(text: str) -> list[Row]:
             number=int(line["trial"]),
             state=line["state"],
             values={name: float(line[name]) for name in QUANTITIES if line[name]},
-            options={name: line[name] for name in options if line[name]},
+            options={name: _option(line[name]) for name in options if line[name]},
             epochs=int(line["epochs"]),
             note=line["note"],
             folder=line["folder"],
         )
         for line in reader
     ]
+
+
+def _option(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _cell(value: Any) -> Any:

@@ -121,7 +121,7 @@ def test_studies_are_told_and_where_there_is_none_that_is_said(report, made, tmp
     assert "| relu | in place | float32 | ours | 12.5 |" in text
     assert "drew 3 networks" in text
     assert "1 done, 1 over the limits, 1 stopped early" in text
-    assert "| 0 | 40.00 | 200.0 | 1 1 1 1 |" in re.sub(r"stages ", "", text)
+    assert "| 0 | 40.00 | 200.0 | 1 1 1 1, optimizer.lr 0.3351 |" in re.sub(r"stages ", "", text)
     write_report(tmp_path / "report", made / "checkpoints", None, [])
     text = (tmp_path / "report" / "report.md").read_text()
     assert "No study of ours is recorded" in text

@@ -9,7 +9,8 @@ from tests.report.test_measured import HARDWARE, write
 
 
 def trial(number, state, **values):
-    return Row(number, state, values, {"model.stages": [1, 1, 1, 1]}, 6 if "error" in values else 0, "", "runs/x")
+    options = {"model.stages": [1, 1, 1, 1], "optimizer.lr": 0.33511169}
+    return Row(number, state, values, options, 6 if "error" in values else 0, "", "runs/x")
 
 
 ROWS = [
@@ -47,9 +48,9 @@ def test_studies_are_read(tmp_path):
     assert [row.state for row in exploration.rows] == ["done", "over the limits", "stopped early"]
 
 
-def test_a_table_of_trials_comes_back_with_options_as_texts():
+def test_a_table_of_trials_comes_back_with_numbers_and_texts():
     (first, *_) = found = rows_from_csv(rows_csv(ROWS))
-    assert first.options == {"model.stages": "1 1 1 1"}
+    assert first.options == {"model.stages": "1 1 1 1", "optimizer.lr": 0.33511169}
     assert [(row.number, row.state, row.values, row.epochs) for row in found] == [
         (row.number, row.state, row.values, row.epochs) for row in ROWS
     ]
