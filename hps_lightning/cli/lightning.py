@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import signal
@@ -37,29 +36,27 @@ from hps_lightning.callbacks import (
     Summary,
     WeightsCheckpoint,
 )
-from hps_lightning.checkpoint import check_network, classifier_class, read_checkpoint
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoints, use_safe_checkpoints
-from hps_lightning.cli.arguments import expand, find_config, join_options, option_values
+from hps_lightning.cli.arguments import expand, option_values
 from hps_lightning.cli.mistakes import explain, missing_value, passed_on
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.precision import fast_precision
 from hps_lightning.cli.ranks import EndTogether, ending_together, watch
-from hps_lightning.cli.recovery import open_checkpoint, open_or_replace
+from hps_lightning.cli.recovery import open_or_replace
 from hps_lightning.cli.restarts import Job, JobRecord, meet_anew
-from hps_lightning.cli.run_config import foreign, own_words, read_run_config
-from hps_lightning.cli.runs import NEWEST, RUNS, Run, run_name, run_of
+from hps_lightning.cli.restore import check_classes, check_length, restore, start_from, with_recipe
+from hps_lightning.cli.runs import NEWEST, RUNS, Run, run_name
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError, say_trouble
 from hps_lightning.event_log import SteadyTensorBoardLogger
 from hps_lightning.files import check_writable, remove_leftovers, replaced_whole
-from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier, check_trainable
+from hps_lightning.modules import CLASSIFIERS, ImageClassifier, check_trainable
 from hps_lightning.optim import (
     PAPER_OPTIMIZER,
     LRSchedule,
     TrainingLength,
     build_optimizer,
     build_schedule,
-    spans_training,
 )
 
 # What jsonargparse lets through of what its own parts raise on values that they do not expect.
@@ -87,6 +84,9 @@ _LEAST = {
 """The least value of what Lightning's Trainer takes unseen, and stumbles over later."""
 
 _MOST_DEVICES = 1024
+
+# The callbacks of these packages log nothing that another could watch.
+_KNOWN_CALLBACKS = ("lightning", "hps_lightning")
 
 _TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
@@ -258,7 +258,7 @@ class HPSCLI(LightningCLI):
         trainer = config.trainer
         _check_trainer(trainer)
         if self.record is not None:
-            _check_classes(self.record, config.data.dataset)
+            check_classes(self.record, config.data.dataset)
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
         trainer.logger = self._logger(config)
@@ -325,7 +325,25 @@ class HPSCLI(LightningCLI):
         # However many steps an epoch will have.
         validates = self.datamodule.validates and self.trainer.limit_val_batches != 0
         length = TrainingLength(self.trainer.max_epochs, 100, validates)
-        build_schedule(optimizer, self.model.lr_scheduler_spec, length)
+        schedule = build_schedule(optimizer, self.model.lr_scheduler_spec, length) or {}
+        self._check_monitors(schedule.get("monitor"), validates)
+
+    def _check_monitors(self, watched: str | None, validates: bool) -> None:
+        callbacks: list[Any] = self.trainer.callbacks
+        if not all(type(callback).__module__.split(".")[0] in _KNOWN_CALLBACKS for callback in callbacks):
+            # Another callback may log what another watches.
+            return
+        monitors = {"lr_scheduler": watched}
+        # Without validation, none is best.
+        chosen = [callback for callback in callbacks if validates or not isinstance(callback, BestCheckpoint)]
+        monitors.update({type(callback).__name__: getattr(callback, "monitor", None) for callback in chosen})
+        logged = self.model.logged(validates)
+        for name, monitor in monitors.items():
+            if monitor is not None and monitor not in logged:
+                name = "best_checkpoint" if name == BestCheckpoint.__name__ else name
+                raise UserError(
+                    f"{name}: monitor {monitor!r} is nothing that this training logs; it logs {', '.join(logged)}."
+                )
 
     def _check_folders(self) -> None:
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
@@ -393,15 +411,6 @@ def _parser_settings(command: str) -> dict[str, Any]:
     return settings
 
 
-def _check_classes(record: dict[str, Any], dataset: str) -> None:
-    known, needed = record["model"]["init_args"].get("num_classes"), len(DATASETS[dataset].classes)
-    if known != needed:
-        raise UserError(
-            f"data.dataset {dataset} has {needed} classes, but the checkpoint's network tells {known} apart. "
-            "`hps fit --init_weights` starts a network for other classes from its weights."
-        )
-
-
 def _check_trainer(trainer: jsonargparse.Namespace) -> None:
     for name, least in _LEAST.items():
         value = trainer[name]
@@ -417,133 +426,6 @@ def _check_trainer(trainer: jsonargparse.Namespace) -> None:
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:
     return None if spec is None else spec.as_dict()
-
-
-def check_length(record: dict[str, Any], model: ImageClassifier, max_epochs: int) -> None:
-    """Refuses to continue a training over another length than its schedule was laid out for.
-
-    Args:
-        record: that of the checkpoint.
-        model: the module that goes on.
-        max_epochs: as the user now has it.
-
-    Raises:
-        UserError: the schedule spans the whole training, and the lengths differ.
-    """
-    planned = record.get("max_epochs")
-    spec = model.lr_scheduler_spec
-    if planned == max_epochs or not spec or not spans_training(spec):
-        return
-    raise UserError(
-        f"The training was laid out for {planned} epochs and its {spec['class_path'].rsplit('.', 1)[-1]} ends there, "
-        f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of "
-        "--ckpt_path."
-    )
-
-
-def start_from(model: ImageClassifier, path: str) -> None:
-    """Loads a checkpoint's weights into a network that is to be trained anew.
-
-    Layers whose shapes differ keep their fresh weights, as the classifier does when the
-    number of classes changes.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or no layer of it fits.
-    """
-    given = read_checkpoint(path)["state_dict"]
-    own = model.state_dict()
-    fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
-    weights = [key for key, _ in model.network.named_parameters(prefix="network")]
-    taken = sum(key in fitting for key in weights)
-    if not taken:
-        raise UserError(f"{path}: no layer fits the network {type(model).__name__}; its weights cannot start it.")
-    model.load_state_dict(fitting, strict=False)
-    print(f"Starting from {path}: {taken} of {len(weights)} parameter tensors taken over.")
-
-
-def _plain(name: str, value: Any) -> list[tuple[str, str]]:
-    return [(name, json.dumps(value))]
-
-
-def restore(
-    command: str, tokens: list[str], typed: list[str] | None = None
-) -> tuple[list[str], dict[str, Any] | None, Run | None]:
-    """Lets a checkpoint say what network and data it is for.
-
-    Data arguments come from the checkpoint unless the user gives others; the network always
-    does. A training that is resumed takes the rest from its own ``config.yaml``.
-
-    Args:
-        command: "fit", "validate", "test" or "predict".
-        tokens: the user's arguments after it, names resolved.
-        typed: all that he typed, where that is more.
-
-    Returns:
-        The arguments to parse, the checkpoint's record (None without one), and its run.
-
-    Raises:
-        UserError: the command needs a checkpoint and there is none, or it cannot be read.
-    """
-    pairs = list(option_values(tokens))
-    options = dict(pairs)
-    asked = options.get("--ckpt_path")
-    helping = any(option in ("-h", "--help", "--print_config") or option.endswith(".help") for option in options)
-    if asked is None or asked in ("null", "None"):
-        if command != "fit" and not helping:
-            raise UserError(
-                f"`hps {command}` needs a trained network: --ckpt_path FILE, or --ckpt_path best for that of "
-                "the newest run."
-            )
-        if command == "fit" and not helping and not {"--config", "-c", "--model"} & set(options):
-            raise UserError(
-                "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
-            )
-        if command == "fit" and not {"--config", "-c"} & set(options):
-            # A network without a recipe is trained by the paper's.
-            tokens = [f"--config={find_config('hps.yaml')}", *tokens]
-        return tokens, None, None
-    runs = Path(options.get("--trainer.default_root_dir") or RUNS)
-    if options.get("--init_weights") not in (None, "null", "None"):
-        raise UserError("--init_weights starts a new training and --ckpt_path continues an old one; give one of them.")
-    path, checkpoint = open_checkpoint(asked, runs, resumable=command == "fit")
-    record = checkpoint[RECORD_KEY]
-    if command == "fit" and "optimizer_states" not in checkpoint:
-        raise UserError(
-            f"{path} holds weights alone, so that its training cannot be continued; start a new one from them "
-            f"with --init_weights {path}."
-        )
-    check_network(path, checkpoint)
-    run = run_of(path)
-    network = classifier_class(record)
-    model = {"class_path": network.__name__, "init_args": _network_arguments(record)}
-    data = dict(record.get("data") or {})
-    found = foreign({"data": data})
-    if found is not None:
-        raise UserError(f"{path} is refused: {found}.")
-    if data.get("root") and not Path(data["root"]).exists():
-        data["root"] = None
-    before: list[tuple[str, str | None]] = []
-    if command == "fit" and run is not None and (run.directory / "config.yaml").is_file():
-        before.append(
-            ("--config", json.dumps(read_run_config(run.directory / "config.yaml", own_words(typed or tokens))))
-        )
-    before += [("--config", json.dumps({"data": data}))]
-    mine: list[tuple[str, str | None]] = []
-    for option, value in pairs:
-        mine.append((option, str(path) if option == "--ckpt_path" else value))
-        if option in ("--config", "-c") and run is not None and _same_file(value, run.directory / "config.yaml"):
-            # The user has said that he trusts it; the data are the checkpoint's all the same.
-            mine.append(("--config", json.dumps({"data": data})))
-    clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
-    if clash:
-        raise UserError(
-            f"{', '.join(clash)}: the network comes from {path}. To train another one from its weights, use "
-            "--init_weights instead of --ckpt_path."
-        )
-    after = [("--model", json.dumps(model))]
-    if command == "fit":
-        print(f"Continuing {path} exactly where it stopped.")
-    return join_options([*before, *mine, *after]), record, run
 
 
 def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[Run | None, Path | None]:
@@ -571,16 +453,6 @@ def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[R
     if not any((folder / f"{name}.ckpt").is_file() for name in NEWEST):
         return run, None
     return run, open_or_replace(folder / "last.ckpt", resumable=True)[0]
-
-
-def _same_file(name: str | None, path: Path) -> bool:
-    return name is not None and Path(name).is_file() and path.is_file() and Path(name).samefile(path)
-
-
-def _network_arguments(record: dict[str, Any]) -> dict[str, Any]:
-    # These three are set by --data, --optimizer and --lr_scheduler, and linked to the module.
-    linked = ("num_classes", "optimizer", "lr_scheduler")
-    return {key: value for key, value in record["model"]["init_args"].items() if key not in linked}
 
 
 def quieten() -> None:
@@ -612,7 +484,7 @@ def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, 
         SystemExit: a signal ended it; the status is 128 and its number, as shells have it.
     """
     quieten()
-    typed = tokens = expand(argv)
+    typed = tokens = expand(with_recipe(argv) if command == "fit" else argv)
     begun = checkpoint = None
     if job is not None:
         if job.restarted:

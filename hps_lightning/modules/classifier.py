@@ -211,6 +211,15 @@ class ImageClassifier(LightningModule):
                     )
                 config.scheduler.step(metrics[config.monitor])
 
+    def logged(self, validates: bool) -> list[str]:
+        """Names of the metrics that a training logs, which a schedule or a callback may watch.
+
+        Args:
+            validates: whether it has a validation.
+        """
+        names = [f"train/{name}" for name in self.train_metrics]
+        return [*names, "val/loss", *self.val_metrics] if validates else names
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the record that rebuilds this module and its data without a config."""
         checkpoint[RECORD_KEY] = self.record()

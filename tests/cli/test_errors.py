@@ -29,6 +29,24 @@ from tests.cli.conftest import TINY
         (["fit", "--model", "hps", "--optimizer.lr", "fast"], ["lr", "fast"]),
         (["fit", "--model", "hps", "--lr_scheduler", "OneCycle"], ["'OneCycle'", "OneCycleLR"]),
         (["fit", "--model", "hps", "--trainer.no_such_thing", "1"], ["no_such_thing"]),
+        (
+            ["fit", "--model", "hps", "--best_checkpoint.monitor", "val/acc", "--data.dataset=digits"],
+            ["best_checkpoint: monitor 'val/acc'", "val/accuracy"],
+        ),
+        (
+            [
+                *("fit", "--model", "hps", "--lr_scheduler", "ReduceLROnPlateau", "--lr_scheduler.monitor", "val/los"),
+                "--data.dataset=digits",
+            ],
+            ["lr_scheduler: monitor 'val/los'", "val/loss"],
+        ),
+        (
+            [
+                *("fit", "--model", "hps", "--trainer.callbacks", "EarlyStopping"),
+                *("--trainer.callbacks.monitor", "loss", "--data.dataset=digits"),
+            ],
+            ["EarlyStopping: monitor 'loss'", "train/loss"],
+        ),
         (["fit", "--model", "hps", "--ckpt_path", "last"], ["no run"]),
         (["fit", "--model", "hps", "--init_weights", "nothing.ckpt", "--data.dataset=digits"], ["nothing.ckpt"]),
         (["test"], ["--ckpt_path"]),

@@ -1,0 +1,185 @@
+"""What a command takes from a checkpoint: its network, its data, and the run that it goes on with."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hps_lightning.checkpoint import check_network, classifier_class, read_checkpoint
+from hps_lightning.cli.arguments import join_options, option_values
+from hps_lightning.cli.recovery import open_checkpoint
+from hps_lightning.cli.run_config import foreign, own_words, read_run_config
+from hps_lightning.cli.runs import RUNS, Run, run_of
+from hps_lightning.data import DATASETS
+from hps_lightning.errors import UserError
+from hps_lightning.modules import RECORD_KEY, ImageClassifier
+from hps_lightning.optim import spans_training
+
+_NULL = (None, "null", "None")
+
+_PAPER_RECIPE = "hps.yaml"
+
+
+def with_recipe(argv: list[str]) -> list[str]:
+    """The arguments of `hps fit`, as typed; the paper's recipe before them where they name a network alone.
+
+    Raises:
+        UserError: they name neither a network nor a checkpoint.
+    """
+    options = dict(option_values(argv))
+    if options.get("--ckpt_path") not in _NULL or {"--config", "-c"} & set(options):
+        return argv
+    if "--model" in options:
+        return ["--config", _PAPER_RECIPE, *argv]
+    if not _asks_for_help(options):
+        raise UserError(
+            "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
+        )
+    return argv
+
+
+def _asks_for_help(options: Iterable[str]) -> bool:
+    return any(option in ("-h", "--help", "--print_config") or option.endswith(".help") for option in options)
+
+
+def restore(
+    command: str, tokens: list[str], typed: list[str] | None = None
+) -> tuple[list[str], dict[str, Any] | None, Run | None]:
+    """Lets a checkpoint say what network and data it is for.
+
+    Data arguments come from the checkpoint unless the user gives others; the network always
+    does. A training that is resumed takes the rest from its own ``config.yaml``.
+
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        tokens: the user's arguments after it, names resolved.
+        typed: all that he typed, where that is more.
+
+    Returns:
+        The arguments to parse, the checkpoint's record (None without one), and its run.
+
+    Raises:
+        UserError: the command needs a checkpoint and there is none, or it cannot be read.
+    """
+    pairs = list(option_values(tokens))
+    options = dict(pairs)
+    asked = options.get("--ckpt_path")
+    if asked in _NULL:
+        if command != "fit" and not _asks_for_help(options):
+            raise UserError(
+                f"`hps {command}` needs a trained network: --ckpt_path FILE, or --ckpt_path best for that of "
+                "the newest run."
+            )
+        return tokens, None, None
+    runs = Path(options.get("--trainer.default_root_dir") or RUNS)
+    if options.get("--init_weights") not in _NULL:
+        raise UserError("--init_weights starts a new training and --ckpt_path continues an old one; give one of them.")
+    path, checkpoint = open_checkpoint(asked, runs, resumable=command == "fit")
+    record = checkpoint[RECORD_KEY]
+    if command == "fit" and "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} holds weights alone, so that its training cannot be continued; start a new one from them "
+            f"with --init_weights {path}."
+        )
+    check_network(path, checkpoint)
+    run = run_of(path)
+    network = classifier_class(record)
+    model = {"class_path": network.__name__, "init_args": _network_arguments(record)}
+    data = dict(record.get("data") or {})
+    found = foreign({"data": data})
+    if found is not None:
+        raise UserError(f"{path} is refused: {found}.")
+    if data.get("root") and not Path(data["root"]).exists():
+        data["root"] = None
+    before: list[tuple[str, str | None]] = []
+    if command == "fit" and run is not None and (run.directory / "config.yaml").is_file():
+        before.append(
+            ("--config", json.dumps(read_run_config(run.directory / "config.yaml", own_words(typed or tokens))))
+        )
+    before += [("--config", json.dumps({"data": data}))]
+    mine: list[tuple[str, str | None]] = []
+    for option, value in pairs:
+        mine.append((option, str(path) if option == "--ckpt_path" else value))
+        if option in ("--config", "-c") and run is not None and _same_file(value, run.directory / "config.yaml"):
+            # The user has said that he trusts it; the data are the checkpoint's all the same.
+            mine.append(("--config", json.dumps({"data": data})))
+    clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
+    if clash:
+        raise UserError(
+            f"{', '.join(clash)}: the network comes from {path}. To train another one from its weights, use "
+            "--init_weights instead of --ckpt_path."
+        )
+    after = [("--model", json.dumps(model))]
+    if command == "fit":
+        print(f"Continuing {path} exactly where it stopped.")
+    return join_options([*before, *mine, *after]), record, run
+
+
+def _same_file(name: str | None, path: Path) -> bool:
+    return name is not None and Path(name).is_file() and path.is_file() and Path(name).samefile(path)
+
+
+def _network_arguments(record: dict[str, Any]) -> dict[str, Any]:
+    # These three are set by --data, --optimizer and --lr_scheduler, and linked to the module.
+    linked = ("num_classes", "optimizer", "lr_scheduler")
+    return {key: value for key, value in record["model"]["init_args"].items() if key not in linked}
+
+
+def check_classes(record: dict[str, Any], dataset: str) -> None:
+    """Refuses a data set with another number of classes than a checkpoint's network.
+
+    Args:
+        record: that of the checkpoint.
+        dataset: a name of ``hps_lightning.data.DATASETS``.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    known, needed = record["model"]["init_args"].get("num_classes"), len(DATASETS[dataset].classes)
+    if known != needed:
+        raise UserError(
+            f"data.dataset {dataset} has {needed} classes, but the checkpoint's network tells {known} apart. "
+            "`hps fit --init_weights` starts a network for other classes from its weights."
+        )
+
+
+def check_length(record: dict[str, Any], model: ImageClassifier, max_epochs: int) -> None:
+    """Refuses to continue a training over another length than its schedule was laid out for.
+
+    Args:
+        record: that of the checkpoint.
+        model: the module that goes on.
+        max_epochs: as the user now has it.
+
+    Raises:
+        UserError: the schedule spans the whole training, and the lengths differ.
+    """
+    planned = record.get("max_epochs")
+    spec = model.lr_scheduler_spec
+    if planned == max_epochs or not spec or not spans_training(spec):
+        return
+    raise UserError(
+        f"The training was laid out for {planned} epochs and its {spec['class_path'].rsplit('.', 1)[-1]} ends there, "
+        f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of "
+        "--ckpt_path."
+    )
+
+
+def start_from(model: ImageClassifier, path: str) -> None:
+    """Loads a checkpoint's weights into a network that is to be trained anew.
+
+    Layers whose shapes differ keep their fresh weights, as the classifier does when the
+    number of classes changes.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or no layer of it fits.
+    """
+    given = read_checkpoint(path)["state_dict"]
+    own = model.state_dict()
+    fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+    weights = [key for key, _ in model.network.named_parameters(prefix="network")]
+    taken = sum(key in fitting for key in weights)
+    if not taken:
+        raise UserError(f"{path}: no layer fits the network {type(model).__name__}; its weights cannot start it.")
+    model.load_state_dict(fitting, strict=False)
+    print(f"Starting from {path}: {taken} of {len(weights)} parameter tensors taken over.")
