@@ -69,7 +69,7 @@ def explain(message: str, options: Collection[str]) -> str:
     """
     known = {*options, *_class_options()}
     for pattern, answer in (
-        (r"(?:unrecognized arguments|ambiguous option): (\S+)", lambda found: _no_option(found[1], known)),
+        (r"(?:[Uu]nrecognized arguments|ambiguous option): (\S+)", lambda found: _no_option(found[1], known)),
         (r"^Subcommand '\w+' does not accept option '([^']*)'", lambda found: _no_option(found[1], known)),
         (r"^Group '([^']*)' does not accept option '([^']*)'", lambda found: _no_option(_joined(found), known)),
         (r"^Option '([^']*)' is not accepted", lambda found: _no_option(found[1], known)),
@@ -219,9 +219,10 @@ def _value(message: str, key: str, of: str | None) -> str | None:
         return _no_argument(of, found[1])
     if of and re.match(r"'\w+' object has no attribute 'keys'", message):
         return f"{_plain(key)}: init_args must hold the arguments of {of.rpartition('.')[2]} with their values."
-    found = re.search(r"the following arguments are required: (\S.*)", message)
+    # The second is how versions before 4.48 say it.
+    found = re.search(r"the following arguments are required: (\S.*)|Option '([^']*)' is required but", message)
     if found and of:
-        return f"{of.rpartition('.')[2]} needs a value for {found[1]}."
+        return f"{of.rpartition('.')[2]} needs a value for {found[1] or found[2]}."
     expected = _expected(message)
     # A rate may be a tensor too, which nobody types.
     if key and expected and key not in _KINDS:

@@ -6,19 +6,21 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hps_lightning.errors import UserError
 from hps_lightning.explore.front import Row, front_of
 from hps_lightning.explore.quantities import ERROR, QUANTITIES
 from hps_lightning.files import replaced_whole
+from hps_lightning.point_labels import Label, place_labels
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; shapes tell the same.
 _FRONT, _OTHER, _STOPPED, _LIMIT = "#0072B2", "#999999", "#E69F00", "#D55E00"
 
-_LABELS = 12
-"""Points of a front that are numbered; more would cover each other."""
+_LABELS = 24
+"""Points of a front that are numbered; more would find no room."""
+
+_DECADE = 10
 
 
 def study_figure(rows: Sequence[Row], objectives: Sequence[str], limits: Mapping[str, float], title: str) -> Figure:
@@ -49,6 +51,9 @@ def study_figure(rows: Sequence[Row], objectives: Sequence[str], limits: Mapping
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    # Last, since it lays the figure out for good.
+    for panel, name in zip(panels, across, strict=True):
+        _number_points(panel, rows, front, name, objectives[0])
     return figure
 
 
@@ -95,13 +100,6 @@ def _panel(
     draw(over, marker="x", s=34, color=_LIMIT, linewidths=1.2, label="over the limits")
     draw(others, marker="o", s=30, color=_OTHER, label="beaten by another")
     draw(front, marker="o", s=58, color=_FRONT, edgecolors="white", linewidths=0.8, zorder=3, label="beaten by none")
-    for row in front[:: max(1, -(-len(front) // _LABELS))]:
-        place = (_scaled(row, across), _scaled(row, upwards))
-        label = panel.annotate(
-            str(row.number), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=_FRONT, zorder=4
-        )
-        # Legible on other points too.
-        label.set_path_effects([withStroke(linewidth=2, foreground="white")])
     for name, line in ((across, panel.axvline), (upwards, panel.axhline)):
         if name in limits:
             line(limits[name] / QUANTITIES[name].scale, color=_LIMIT, linestyle="--", linewidth=1, zorder=0)
@@ -113,11 +111,23 @@ def _panel(
         if QUANTITIES[name].log:
             set_scale("log")
             # Powers of ten alone leave an axis of one decade without a number.
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > _DECADE * low else (1, 1.5, 2, 3, 4, 5, 7)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _number_points(panel: Axes, rows: Sequence[Row], front: Sequence[Row], across: str, upwards: str) -> None:
+    def places(chosen: Sequence[Row]) -> list[tuple[float, float]]:
+        return [(_scaled(row, across), _scaled(row, upwards)) for row in chosen]
+
+    numbered = front[:: max(1, -(-len(front) // _LABELS))]
+    labels = [Label(x, y, str(row.number), _FRONT) for row, (x, y) in zip(numbered, places(numbered), strict=True)]
+    shown = {row.number for row in numbered}
+    others = [row for row in rows if row.number not in shown and {across, upwards} <= set(row.values)]
+    place_labels(panel, labels, places(others), size=9)
 
 
 def _scaled(row: Row, name: str) -> float:

@@ -19,8 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
+from hps_lightning.point_labels import Label, place_labels
 from hps_lightning.report.curves import METRICS, Run
-from hps_lightning.report.labels import Label, place_labels
 from hps_lightning.report.studies import Trained
 
 FORMATS = (".png", ".svg")

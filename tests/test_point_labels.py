@@ -1,7 +1,7 @@
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from hps_lightning.report.labels import Label, place_labels
+from hps_lightning.point_labels import Label, place_labels
 
 
 def drawn(labels, obstacles=()):
