@@ -87,7 +87,7 @@ def place_labels(
     for (x, y), text in zip(points, texts, strict=True):
         extent = text.get_window_extent(renderer)
         fixed = []
-        for place in _places(x, y, 1.04 * extent.width + 2 * unit, extent.height, unit):
+        for place in _places(x, y, 1.04 * extent.width + 2 * unit, extent.height + unit, unit):
             # Its own marker, and those that lie upon it, cannot be avoided by the line.
             others = [marker for marker in markers if not _holds(marker, x, y)]
             cost = (

@@ -91,3 +91,12 @@ def test_the_number_of_variants_is_true():
 def test_every_file_that_it_shows_exists():
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_the_tests_that_it_names_exist(page):
+    names = set(re.findall(r"`(?:tests/\S*)?(test_\w+)(?:\.py)?`", (ROOT / page).read_text(encoding="utf-8")))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))}
+    assert names
+    assert names <= functions | {file.stem for file in files}

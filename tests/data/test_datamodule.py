@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from hps_lightning.data import ImageDataModule, datamodule
+from hps_lightning.errors import UserError
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The splits that were read so far."""
+    splits = []
+    original = datamodule.load_images
+
+    def load(dataset, split, *rest):
+        splits.append(split)
+        return original(dataset, split, *rest)
+
+    monkeypatch.setattr(datamodule, "load_images", load)
+    return splits
+
+
+@pytest.mark.parametrize(
+    ("protocol", "splits"), [("holdout", ["train"]), ("full", ["train"]), ("paper", ["test", "train"])]
+)
+def test_only_the_papers_protocol_looks_at_the_test_images_before_the_test(read, protocol, splits):
+    data = ImageDataModule("digits", protocol=protocol)
+    data.setup("fit")
+    assert read == splits
+    data.setup("test")
+    assert read == [*splits, "test"]
+
+
+def test_the_holdout_and_what_trains_are_all_training_images(read):
+    everything = datamodule.load_images("digits", "train").images
+    data = ImageDataModule("digits", protocol="holdout", val_fraction=0.25)
+    data.setup("fit")
+    assert len(data.train_set) + len(data.val_set) == len(everything)
+    assert len(data.val_set) == pytest.approx(0.25 * len(everything), abs=len(data.info.classes))
+    both = torch.cat([data.train_set.images, data.val_set.images]).flatten(1)
+    assert torch.equal(*(images.unique(dim=0) for images in (both, everything.flatten(1))))
+
+
+def test_under_full_nothing_validates(read):
+    data = ImageDataModule("digits", protocol="full")
+    data.setup("fit")
+    assert not data.validates
+    assert data.val_dataloader() == []
+    with pytest.raises(UserError, match="'full' has no validation images"):
+        ImageDataModule("digits", protocol="full").setup("validate")
+
+
+def test_nothing_is_augmented_but_what_trains():
+    data = ImageDataModule("digits", batch_size=64, eval_batch_size=50)
+    data.setup("fit")
+    data.setup("test")
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        first, again = (next(iter(loader)) for _ in range(2))
+        assert len(first[0]) == 50
+        assert torch.equal(first[0], again[0])
+    loader = data.train_dataloader()
+    images = torch.cat([images for images, _ in loader])
+    loader.sampler.set_epoch(1)
+    later = torch.cat([images for images, _ in loader])
+    assert images.shape == later.shape
+    assert not torch.equal(*(batch.flatten(1).sum(1).sort().values for batch in (images, later)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocol": "none"}, "data.protocol must be one of holdout, full, paper, got 'none'"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, "data.eval_batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
+        ({"num_workers": 10**6}, "data.num_workers must be at most"),
+        ({"split_seed": -1}, "data.split_seed must lie between 0"),
+    ],
+)
+def test_mistakes_are_the_users(arguments, message):
+    with pytest.raises(UserError, match=message):
+        ImageDataModule("digits", **arguments)
