@@ -15,8 +15,8 @@ quickstart: install ## set up, train the offline default, test its checkpoint
 test: install-test ## set up and pass the tests
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
-# What takes no training, in an environment of its own with the lowest versions that setup.cfg claims; those warn of
-# what has been deprecated since.
+# What takes no training, in an environment of its own with the lowest versions that setup.cfg claims, which have no
+# wheels for a Python newer than 3.12; they warn of what has been deprecated since.
 test-lowest: $(LOWEST)/.installed ## the same with the oldest dependencies
 	$(LOWEST)/bin/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not train and not cifar and not board" \
 	  -o filterwarnings=default

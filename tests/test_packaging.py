@@ -49,7 +49,7 @@ def test_every_dependency_has_a_lower_bound_and_all_but_fsspec_an_upper_one(setu
             assert ">=" in line, line
             # fsspec counts years.
             assert "<" in line or line.startswith("fsspec"), line
-    assert lowest_versions()["torch"] == "2.6"
+    assert lowest_versions()["torch"] == "2.9"
 
 
 def test_malicious_releases_of_lightning_are_excluded(setup):

@@ -80,6 +80,9 @@ def export_onnx(
 
     Returns:
         The content of an ``.onnx`` file.
+
+    Raises:
+        UserError: this version of PyTorch cannot write the network as ONNX.
     """
     network = _plain(network)
     return _exported(fold(network, complete=False) if folded else network, manifest, preprocessing)
@@ -97,7 +100,7 @@ def export_int8(
         preprocessing: see :func:`export_onnx`.
 
     Raises:
-        UserError: the images are none of the network's.
+        UserError: the images are none of the network's, or see :func:`export_onnx`.
     """
     side = manifest["input"]["shape"][1]
     if calibration.dtype != np.uint8 or calibration.shape[1:] != (side, side, 3) or not len(calibration):
@@ -296,17 +299,23 @@ def _exported(network: nn.Module, manifest: Mapping[str, Any], preprocessing: bo
         images = torch.zeros(2, *sides, channels, dtype=torch.uint8)
     else:
         images = torch.zeros(2, channels, *sides)
-    # A training that exports may be amid an autocast, which would become a part of the model.
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        program = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
-            input_names=[_IMAGES],
-            output_names=[_PROBABILITIES if preprocessing else _LOGITS],
-            verbose=False,
-        )
+    try:
+        # A training that exports may be amid an autocast, which would become a part of the model.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            program = torch.onnx.export(
+                network,
+                (images,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+                input_names=[_IMAGES],
+                output_names=[_PROBABILITIES if preprocessing else _LOGITS],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot write this network as ONNX ({_first_line(error.__cause__ or error)}). "
+            "A newer PyTorch may; without ONNX, export by --formats pytorch."
+        ) from error
     return _slim(program.model_proto)
 
 

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchmetrics import Metric
@@ -74,6 +76,7 @@ class Resume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the rest, now that it is certain that the training goes on."""
         self._trained = True
+        _begin_next_epoch(trainer.fit_loop)
         if self._state is None:
             return
         if trainer.is_global_zero:
@@ -98,6 +101,19 @@ class Resume(Callback):
             if unlogged["metrics"]:
                 logger.log_metrics(unlogged["metrics"], unlogged["step"])
             logger.save()
+
+
+def _begin_next_epoch(loop: _FitLoop) -> None:
+    """Lets a training that goes on where an epoch ended begin with the next one.
+
+    Lightning does so, but not where ``max_steps`` is given: it would end the epoch once more, without a step, and
+    count it twice.
+    """
+    if loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+        loop.reset_restart_stage()
+        # Its own setter takes no False there.
+        _Loop.restarting.fset(loop, False)
 
 
 def random_state() -> dict[str, Any]:

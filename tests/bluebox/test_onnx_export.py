@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import hps_lightning
 from hps_lightning import zoo
@@ -72,12 +75,26 @@ def check(actual, expected):
 @pytest.mark.parametrize("name", CASES)
 def test_onnxruntime_gives_pytorchs_logits(name):
     network = network_of(name)
-    run = OnnxNetwork(export_onnx(network, MANIFEST))
+    try:
+        run = OnnxNetwork(export_onnx(network, MANIFEST))
+    except UserError as error:
+        # An adaptive max pool; everything else is exported by each version that setup.cfg lets in.
+        assert name == "squeezed_cnn"
+        pytest.skip(str(error))
     assert (run.input, run.output, run.takes_pixels) == ("images", "logits", False)
     pixels = pixels_of(5)
     expected = expected_of(network, pixels).numpy()
     check(run(normalised(pixels, MANIFEST)), expected)
     np.testing.assert_allclose(run(normalised(pixels[:1], MANIFEST)), run(normalised(pixels, MANIFEST))[:1], atol=1e-4)
+
+
+def test_what_pytorch_cannot_export_is_one_error():
+    class Unheard(nn.Conv2d):
+        def forward(self, images):
+            return torch.special.bessel_j1(super().forward(images)).mean((2, 3))
+
+    with pytest.raises(UserError, match=f"PyTorch {re.escape(torch.__version__)} cannot write .*--formats pytorch"):
+        export_onnx(Unheard(3, 4, 1), MANIFEST)
 
 
 def test_with_preprocessing_it_takes_pixels_and_gives_probabilities(network):
