@@ -62,7 +62,7 @@ def _row(trial: FrozenTrial) -> Row:
     note = attributes.get(FAILURE, "")
     if SAME_AS in attributes:
         note = f"the same as trial {attributes[SAME_AS]}"
-    epochs = len(curve) if SAME_AS not in attributes else 0
+    epochs = max(curve) + 1 if curve and SAME_AS not in attributes else 0
     place = attributes.get(PLACE, "")
     return Row(trial.number, _state(trial), values, attributes.get(OPTIONS, {}), epochs, note, place)
 

@@ -539,7 +539,7 @@ def resident():
 
 @pytest.mark.train
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
-def test_memory_stays_flat_over_20_000_frames(started, standin):
+def test_memory_stays_flat_over_thousands_of_frames(started, standin):
     runtime = started()
     good = [noise(32, 32), noise(48, 64), noise(32, 32, 4)]
 
@@ -556,11 +556,12 @@ def test_memory_stays_flat_over_20_000_frames(started, standin):
                 standin.reports()
         gc.collect()
 
-    run(4000)
+    # benchmarks/block_soak.py has 100,000.
+    run(2000)
     before = resident()
-    run(10_000)
+    run(4000)
     middle = resident()
-    run(5000)
+    run(2000)
     after = resident()
     # Only the last part, for it costs time.
     tracemalloc.start()
