@@ -333,14 +333,16 @@ class HPSCLI(LightningCLI):
         if not all(type(callback).__module__.split(".")[0] in _KNOWN_CALLBACKS for callback in callbacks):
             # Another callback may log what another watches.
             return
-        monitors = {"lr_scheduler": watched}
-        # Without validation, none is best.
-        chosen = [callback for callback in callbacks if validates or not isinstance(callback, BestCheckpoint)]
-        monitors.update({type(callback).__name__: getattr(callback, "monitor", None) for callback in chosen})
+        monitors = [("lr_scheduler", watched)]
+        for callback in callbacks:
+            best = isinstance(callback, BestCheckpoint)
+            # Without validation, none is best.
+            if validates or not best:
+                name = "best_checkpoint" if best else type(callback).__name__
+                monitors.append((name, getattr(callback, "monitor", None)))
         logged = self.model.logged(validates)
-        for name, monitor in monitors.items():
+        for name, monitor in monitors:
             if monitor is not None and monitor not in logged:
-                name = "best_checkpoint" if name == BestCheckpoint.__name__ else name
                 raise UserError(
                     f"{name}: monitor {monitor!r} is nothing that this training logs; it logs {', '.join(logged)}."
                 )

@@ -207,12 +207,12 @@ def _train_all(group: SeedGroup, command: str, lock: int | None) -> int:
         if figures is None:
             # 0 without figures: whoever read its output went away, or they could not be written.
             status = status or 1
-            kept = (
-                f" The error above says why. What there is stays in {group.directory}; with its cause gone, this goes "
-                f"on: {command}"
-            )
-            if group.discard_if_empty():
-                kept = ""
+            kept = ""
+            if not group.discard_if_empty():
+                kept = (
+                    f" The error above says why. What there is stays in {group.directory}; with its cause gone, this "
+                    f"goes on: {command}"
+                )
             print(f"\nhps: error: the training of seed {seed} failed with status {status}.{kept}", file=sys.stderr)
             return status
     return 0

@@ -78,8 +78,9 @@ def test_onnxruntime_gives_pytorchs_logits(name):
     try:
         run = OnnxNetwork(export_onnx(network, MANIFEST))
     except UserError as error:
-        # An adaptive max pool; everything else is exported by each version that setup.cfg lets in.
-        assert name == "squeezed_cnn"
+        # Its adaptive max pool; everything else is exported by each version that setup.cfg lets in.
+        if name != "squeezed_cnn" or tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14):
+            raise
         pytest.skip(str(error))
     assert (run.input, run.output, run.takes_pixels) == ("images", "logits", False)
     pixels = pixels_of(5)
