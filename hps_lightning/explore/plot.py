@@ -46,7 +46,7 @@ def study_figure(rows: Sequence[Row], objectives: Sequence[str], limits: Mapping
         _panel(panel, rows, front, name, objectives[0], limits)
     panels[0].set_ylabel(_axis(objectives[0]))
     untrained = sum(row.state == "over the limits" and ERROR not in row.values for row in rows)
-    more = f"\n{untrained} of them over the limits and not trained" if untrained else ""
+    more = f"\nover the limits and so not trained: {untrained}" if untrained else ""
     figure.suptitle(title + more, fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:

@@ -429,7 +429,7 @@ def _memory(study: KeptMemory) -> dict[str, Any]:
 
 def _explored(study: Exploration, figures: dict[str, Any]) -> dict[str, Any]:
     front = front_of(study.rows, study.objectives)
-    trained = sum(row.epochs > 0 for row in study.rows)
+    trained = sum(row.state in ("done", "stopped early") for row in study.rows)
     figures[study.source] = study_figure(study.rows, study.objectives, study.limits, f"{study.name}: {trained} trained")
     states = {state: sum(row.state == state for row in study.rows) for state in sorted({r.state for r in study.rows})}
     return {

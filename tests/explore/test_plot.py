@@ -23,7 +23,7 @@ def made_rows():
     [
         (["error", "size_bytes"], {}, ["ONNX file [kB]"]),
         (["error", "size_bytes", "latency_ms"], {}, ["ONNX file [kB]", "one image, one thread [ms]"]),
-        (["error"], {"size_bytes": 5e5}, ["ONNX file [kB]", "1 of them over the limits and not trained"]),
+        (["error"], {"size_bytes": 5e5}, ["ONNX file [kB]", "over the limits and so not trained: 1"]),
     ],
 )
 def test_plot_shows_every_objective(tmp_path, objectives, limits, texts):
