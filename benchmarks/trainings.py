@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -72,7 +74,8 @@ def run_all(
     Raises:
         RuntimeError: a training failed; those under way are ended orderly first, no other is begun.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # PyTorch's own count keeps to the cores that the caller has left us, and to OMP_NUM_THREADS.
+    threads = max(1, torch.get_num_threads() // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         under_way = {pool.submit(training.run, threads): key for key, training in trainings.items()}
         for done in as_completed(under_way):
