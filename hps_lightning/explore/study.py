@@ -91,7 +91,11 @@ def _open_study(exploration: Exploration, url: str, storage: BaseStorage) -> Stu
         load_if_exists=True,
     )
     wanted = json.loads(json.dumps(record_of(exploration)))
-    if RECORD_KEY not in study.user_attrs and not study.get_trials(deepcopy=False):
+    fits = len(study.directions) == len(exploration.objectives)
+    if RECORD_KEY not in study.user_attrs and fits and not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(exploration.objectives))  # for optuna-dashboard
         study.set_user_attr(RECORD_KEY, wanted)
         return study
     found = study_record(study, url)

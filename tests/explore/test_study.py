@@ -32,6 +32,7 @@ def test_a_study_is_made_once_and_found_again(url):
     record = study_record(again, url)
     assert record == study_record(first, url)
     assert record["objectives"] == ["error", "size_bytes"]
+    assert again.metric_names == ["error", "size_bytes"]
     assert study_record(find_study("made", url, 1), url) == record
 
 
@@ -71,6 +72,16 @@ def test_a_study_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(UserError, match="not made by `hps explore`"):
         open_study(exploration(), url, 1)
     assert len(study.trials) == 1
+
+
+def test_an_empty_study_that_is_not_ours_is_taken_if_its_objectives_fit(tmp_path):
+    url = default_url(tmp_path, "made")
+    (tmp_path / "explore").mkdir()
+    optuna.create_study(storage=url, study_name="made", directions=["minimize"] * 2)
+    optuna.create_study(storage=url, study_name="single")
+    assert open_study(exploration(), url, 1).metric_names == ["error", "size_bytes"]
+    with pytest.raises(UserError, match="not made by `hps explore`"):
+        open_study(exploration(study="single"), url, 1)
 
 
 def test_a_study_that_there_is_not_is_not_made(url, tmp_path):
