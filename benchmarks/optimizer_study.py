@@ -4,9 +4,10 @@
         --output benchmarks/results/optimizers-hps_06_05x
 
 Trains in three rounds, all on the hold-out and over equal epochs: every optimizer with every rate
-of its grid, one seed; at its best rate under every schedule that suits it, all seeds; the best of
-all with the plan's changes. Every training is a run of `hps fit` of its own, kept under `runs/`;
-what the output holds already is not trained again, so that a study goes on where it stopped.
+of its grid and beyond the grid's edge while the best lies there, one seed; at its best rate under
+every schedule that suits it, all seeds; the best of all with the plan's changes. Every training is
+a run of `hps fit` of its own, kept under `runs/`; what the output holds already is not trained
+again, so that a study goes on where it stopped.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,6 +32,8 @@ from hps_lightning.report.studies import optimizer_studies
 
 RUNS = Path("runs/optimizers")
 CONSTANT = "constant"
+BEYOND = 3
+"""How many rates are tried beyond a grid's edge at most."""
 _SHARED = ("config", "network", "epochs", "base", "tuning_schedule")
 
 
@@ -99,14 +103,31 @@ class Study:
         accuracy = self.figures[setting]["val/accuracy"]
         return accuracy if math.isfinite(self.figures[setting]["train/loss"]) else 0.0
 
+    def rates(self, optimizer: str) -> list[float]:
+        """The rates that an optimizer is tried with, as far as the results so far tell."""
+
+        def accuracy(rate: float) -> float:
+            return self.accuracy(self._tuning_setting(optimizer, rate))
+
+        rates = sorted(float(rate) for rate in self.plan["optimizers"][optimizer]["rates"])
+        for _ in range(BEYOND):
+            if any(self._tuning_setting(optimizer, rate) not in self.figures for rate in rates):
+                break
+            best = max(rates, key=accuracy)
+            if best == rates[-1]:
+                rates.append(_rounded(rates[-1] ** 2 / rates[-2]))
+            elif best == rates[0]:
+                rates.insert(0, _rounded(rates[0] ** 2 / rates[1]))
+            else:
+                break
+        return rates
+
+    def _tuning_setting(self, optimizer: str, rate: float) -> Setting:
+        return Setting(optimizer, rate, self.tuning_schedule(optimizer), "", self.plan["seeds"][0])
+
     def tuning(self) -> list[Setting]:
         """The first round: every optimizer with every rate."""
-        seed = self.plan["seeds"][0]
-        return [
-            Setting(name, float(rate), self.tuning_schedule(name), "", seed)
-            for name, entry in self.plan["optimizers"].items()
-            for rate in entry["rates"]
-        ]
+        return [self._tuning_setting(name, rate) for name in self.plan["optimizers"] for rate in self.rates(name)]
 
     def best_rate(self, optimizer: str) -> float:
         """The rate with which an optimizer did best in the first round."""
@@ -137,14 +158,18 @@ class Study:
         same = [Setting(**{**asdict(setting), "seed": seed}) for seed in self.plan["seeds"]]
         return [self.accuracy(one) for one in same if one in self.figures]
 
-    def train(self, settings: list[Setting], jobs: int) -> None:
+    def train(self, wanted: Callable[[], list[Setting]], jobs: int) -> None:
         """Trains what is not trained yet, and writes each result as it comes.
+
+        Args:
+            wanted: tells the settings; asked again afterwards, since results can ask for more.
+            jobs: how many share the cores.
 
         Raises:
             RuntimeError: a training failed.
         """
-        due = {setting: self._training(setting) for setting in settings if setting not in self.figures}
-        run_all(due, jobs, self._finished)
+        while due := {setting: self._training(setting) for setting in wanted() if setting not in self.figures}:
+            run_all(due, jobs, self._finished)
 
     def _training(self, setting: Setting) -> Training:
         words = (setting.optimizer, f"{setting.rate:g}", setting.schedule, setting.change, f"seed_{setting.seed}")
@@ -189,6 +214,10 @@ class Study:
         beside.replace(self.path)
 
 
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.1g}")
+
+
 def _percent(accuracies: list[float]) -> str:
     if not accuracies:
         return ""
@@ -200,10 +229,10 @@ def tables(study: Study) -> str:
     """The three rounds as Markdown."""
     lines = ["Accuracy on the hold-out in percent after the last epoch.", "", "Rates, one seed:", ""]
     lines += ["| optimizer | rates and accuracies | best |", "|---|---|---|"]
-    for name, entry in study.plan["optimizers"].items():
+    for name in study.plan["optimizers"]:
         tried = [setting for setting in study.tuning() if setting.optimizer == name]
         best = study.best_rate(name)
-        edge = ", at the edge of the grid" if best in (min(entry["rates"]), max(entry["rates"])) else ""
+        edge = ", at the edge of what was tried" if best in (tried[0].rate, tried[-1].rate) else ""
         each = ", ".join(f"{one.rate:g}: {100 * study.accuracy(one):.2f}" for one in tried)
         lines.append(f"| {name} | {each} | {best:g}{edge} |")
     schedules = list(study.plan["schedules"])
@@ -241,7 +270,7 @@ def main() -> int:
     try:
         study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), arguments.output.with_suffix(".json"))
         for settings in (study.tuning, study.comparison, study.changes):
-            study.train(settings(), arguments.jobs)
+            study.train(settings, arguments.jobs)
     except RuntimeError as error:
         print(f"optimizer_study: error: {error}", file=sys.stderr)
         return 1
