@@ -27,6 +27,7 @@ import yaml
 from trainings import Training, run_all
 
 from hps_lightning.callbacks.benchmark import hardware, versions
+from hps_lightning.files import replaced_whole
 from hps_lightning.report.plots import optimizers_figure, write_figure
 from hps_lightning.report.studies import optimizer_studies
 
@@ -130,13 +131,14 @@ class Study:
         return [self._tuning_setting(name, rate) for name in self.plan["optimizers"] for rate in self.rates(name)]
 
     def best_rate(self, optimizer: str) -> float:
-        """The rate with which an optimizer did best in the first round."""
-        tried = [setting for setting in self.tuning() if setting.optimizer == optimizer]
+        """The rate with which an optimizer did best in the first round, as far as it is trained."""
+        tried = [one for one in self.tuning() if one.optimizer == optimizer and one in self.figures]
         return max(tried, key=self.accuracy).rate
 
     def comparison(self) -> list[Setting]:
         """The second round: every optimizer at its best rate, under every schedule that suits it."""
-        rates = {name: self.best_rate(name) for name in self.plan["optimizers"]}
+        begun = {setting.optimizer for setting in self.figures}
+        rates = {name: self.best_rate(name) for name in self.plan["optimizers"] if name in begun}
         return [
             Setting(name, rates[name], schedule, "", seed)
             for seed in self.plan["seeds"]
@@ -145,8 +147,9 @@ class Study:
         ]
 
     def changes(self) -> list[Setting]:
-        """The third round: the best of the second, with each change."""
-        best = max(self.comparison(), key=lambda setting: mean(self.over_seeds(setting)))
+        """The third round: the best of the second as far as it is trained, with each change."""
+        trained = [setting for setting in self.comparison() if setting in self.figures]
+        best = max(trained, key=lambda setting: mean(self.over_seeds(setting)))
         return [
             Setting(best.optimizer, best.rate, best.schedule, change, seed)
             for seed in self.plan["seeds"]
@@ -182,36 +185,50 @@ class Study:
         self.figures[setting] = figures
         where = f"{setting.optimizer} {setting.rate:g}, {setting.schedule}{setting.change and ', ' + setting.change}"
         print(f"seed {setting.seed}  {where:60} {100 * self.accuracy(setting):.2f} %", flush=True)
-        runs = [
+        self.write()
+
+    def tuned(self) -> list[str]:
+        """The optimizers of which all rates that are asked for are trained."""
+        due = {setting.optimizer for setting in self.tuning() if setting not in self.figures}
+        return [name for name in self.plan["optimizers"] if name not in due]
+
+    def complete(self) -> bool:
+        """Whether all three rounds are trained."""
+        rounds = (self.tuning, self.comparison, self.changes)
+        return all(setting in self.figures for settings in rounds for setting in settings())
+
+    def write(self) -> None:
+        """Writes what was found so far: the file that the study goes on from, tables and plot."""
+        tuned = self.tuned()
+        compared = [one for one in self.comparison() if one.optimizer in tuned and one.seed == self.plan["seeds"][0]]
+        content = {key: self.plan[key] for key in _SHARED}
+        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
+        content["runs"] = [
             {"setting": asdict(one), "options": self.options(one), "figures": found}
             for one, found in self.figures.items()
         ]
-        self._write(runs=runs)
-
-    def summarise(self) -> None:
-        """Adds what was found to the file of results, once all is trained."""
-        summary = {
+        content["summary"] = {
             "network": self.plan["network"],
             "epochs": self.plan["epochs"],
+            "complete": self.complete(),
             "trained": [
                 {
                     "optimizer": one.optimizer,
                     "rate": one.rate,
                     "schedule": one.schedule,
-                    "accuracies": self.over_seeds(one),
+                    "accuracies": accuracies,
                 }
-                for one in self.comparison()
-                if one.seed == self.plan["seeds"][0]
+                for one in compared
+                if (accuracies := self.over_seeds(one))
             ],
         }
-        self._write(**json.loads(self.path.read_text(encoding="utf-8")), summary=summary)
-
-    def _write(self, **found: Any) -> None:
-        content = {key: self.plan[key] for key in _SHARED}
-        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu")), **found}
-        beside = self.path.with_suffix(".json.part")
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        with replaced_whole(self.path) as aside:
+            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with replaced_whole(self.path.with_suffix(".md")) as aside:
+            aside.write_text(tables(self), encoding="utf-8")
+        (found,) = [one for one in optimizer_studies(self.path.parent) if one.source == self.path.name]
+        if found.trained:
+            write_figure(optimizers_figure(found.trained), self.path.with_suffix(".png"))
 
 
 def _rounded(rate: float) -> float:
@@ -226,27 +243,33 @@ def _percent(accuracies: list[float]) -> str:
 
 
 def tables(study: Study) -> str:
-    """The three rounds as Markdown."""
-    lines = ["Accuracy on the hold-out in percent after the last epoch.", "", "Rates, one seed:", ""]
-    lines += ["| optimizer | rates and accuracies | best |", "|---|---|---|"]
+    """The three rounds as Markdown, as far as they are trained."""
+    lines = ["Accuracy on the hold-out in percent after the last epoch."]
+    if not study.complete():
+        lines[0] += f" The study is not finished: {len(study.figures)} trainings so far."
+    lines += ["", "Rates, one seed:", "", "| optimizer | rates and accuracies | best |", "|---|---|---|"]
+    tuned = study.tuned()
     for name in study.plan["optimizers"]:
-        tried = [setting for setting in study.tuning() if setting.optimizer == name]
-        best = study.best_rate(name)
-        edge = ", at the edge of what was tried" if best in (tried[0].rate, tried[-1].rate) else ""
+        tried = [setting for setting in study.tuning() if setting.optimizer == name and setting in study.figures]
         each = ", ".join(f"{one.rate:g}: {100 * study.accuracy(one):.2f}" for one in tried)
-        lines.append(f"| {name} | {each} | {best:g}{edge} |")
+        best = f"{study.best_rate(name):g}" if name in tuned else ""
+        edge = ", at the edge of what was tried" if best in (f"{one.rate:g}" for one in tried[:1] + tried[-1:]) else ""
+        lines.append(f"| {name} | {each} | {best}{edge} |")
     schedules = list(study.plan["schedules"])
     lines += ["", f"At the best rate, mean and deviation over {len(study.plan['seeds'])} seeds:", ""]
     lines += [f"| optimizer | {' | '.join(schedules)} |", "|---" * (1 + len(schedules)) + "|"]
     first = study.plan["seeds"][0]
-    for name in study.plan["optimizers"]:
+    for name in tuned:
         rate = study.best_rate(name)
         row = [_percent(study.over_seeds(Setting(name, rate, schedule, "", first))) for schedule in schedules]
         lines.append(f"| {name} | {' | '.join(row)} |")
-    best = study.changes()[0]
+    changed = study.changes()[: 1 + len(study.plan["changes"])]
+    if changed[-1] not in study.figures:
+        return "\n".join(lines) + "\n"
+    best = changed[0]
     lines += ["", f"{best.optimizer}, {best.rate:g}, {best.schedule}:", ""]
     lines += ["| change | accuracy | peak memory of the process | seconds an epoch |", "|---|---|---|---|"]
-    for setting in study.changes()[: 1 + len(study.plan["changes"])]:
+    for setting in changed:
         found = study.figures[setting]
         lines.append(
             f"| {setting.change or 'as it is'} | {_percent(study.over_seeds(setting))} | "
@@ -274,10 +297,7 @@ def main() -> int:
     except RuntimeError as error:
         print(f"optimizer_study: error: {error}", file=sys.stderr)
         return 1
-    study.summarise()
-    arguments.output.with_suffix(".md").write_text(tables(study), encoding="utf-8")
-    (found,) = [one for one in optimizer_studies(study.path.parent) if one.source == study.path.name]
-    write_figure(optimizers_figure(found.trained), arguments.output.with_suffix(".png"))
+    study.write()
     return 0
 
 

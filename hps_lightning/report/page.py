@@ -394,12 +394,13 @@ def _curve_words(curves: Sequence[tuple[Run, str]]) -> str:
 
 def _optimizers(study: OptimizerStudy, figures: dict[str, Any]) -> dict[str, Any]:
     name = study.source.removesuffix(".json")
-    figures[name] = plots.optimizers_figure(study.trained)
+    if study.trained:
+        figures[name] = plots.optimizers_figure(study.trained)
     count = len({trained.optimizer for trained in study.trained})
     return {
         "network": study.network,
         "epochs": study.epochs,
-        "file": f"{name}.png",
+        "file": f"{name}.png" if study.trained else None,
         "alt": f"Accuracy of {study.network} with {count} optimizers under each schedule",
         # Headings of its own would stand among the page's.
         "tables": study.tables.strip(),

@@ -22,7 +22,7 @@ class Trained:
 
     Attributes:
         optimizer: its name in the study.
-        rate: its learning rate, the best of its grid.
+        rate: its learning rate, the best of those tried.
         schedule: its name in the study.
         accuracies: of the last epoch on the hold-out, in percent, for each seed.
     """
@@ -40,7 +40,7 @@ class OptimizerStudy:
     Attributes:
         network: in the zoo.
         epochs: of each training.
-        trained: every optimizer under every schedule that suits it.
+        trained: every optimizer under every schedule that suits it, as far as the study has come.
         tables: all that it found, as Markdown.
         hardware: in words.
         source: the file.
@@ -94,7 +94,7 @@ def optimizer_studies(results: Path) -> list[OptimizerStudy]:
     """What ``optimizers-*.json`` in ``results`` say.
 
     Raises:
-        UserError: a file is not what the benchmark writes at its end.
+        UserError: a file is not what the benchmark writes.
     """
 
     def read(path: Path) -> OptimizerStudy:

@@ -47,6 +47,8 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
     }
     assert names == {"report.md", "report.html", "tables.csv", *plots}
     text = (report / "report.md").read_text()
+    assert "\n\nThe study is not finished: 1 trainings so far.\n\n" in text
+    assert "\n\n![Accuracy of hps_06_05x with 2 optimizers under each schedule](optimizers-made.png)\n\n|" in text
     for file in re.findall(r"!\[.+?\]\((.+?)\)", text):
         assert (report / file).is_file()
     assert not (report.parent / "report.previous").exists()

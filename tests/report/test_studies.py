@@ -29,6 +29,9 @@ def made_studies(results):
     summary = {"network": "hps_06_05x", "epochs": 6, "trained": trained}
     write(results / "optimizers-made.json", {"hardware": HARDWARE, "summary": summary})
     (results / "optimizers-made.md").write_text("| optimizer | step |\n|---|---|\n| Adam | 62.00 |\n")
+    begun = {"network": "hps_06_1x", "epochs": 3, "trained": []}
+    write(results / "optimizers-begun.json", {"hardware": HARDWARE, "summary": begun})
+    (results / "optimizers-begun.md").write_text("The study is not finished: 1 trainings so far.\n")
     kept = {"activation": "relu", "inplace": True, "dtype": "float32", "kernels": "ours", "bytes": 12_500_000}
     write(results / "activation_memory-made.json", {"model": "hps_06_05x", "batch_size": 128, "kept": [kept]})
     record = {"objectives": ["error", "size_bytes"], "limits": {"size_bytes": 300_000}}
@@ -38,7 +41,8 @@ def made_studies(results):
 
 def test_studies_are_read(tmp_path):
     made_studies(tmp_path)
-    (optimizers,) = optimizer_studies(tmp_path)
+    begun, optimizers = optimizer_studies(tmp_path)
+    assert (begun.source, begun.trained) == ("optimizers-begun.json", ())
     assert (optimizers.network, optimizers.epochs, optimizers.source) == ("hps_06_05x", 6, "optimizers-made.json")
     assert optimizers.trained[0].accuracies == (60.0, 70.0)
     (memory,) = kept_memory(tmp_path)
@@ -60,7 +64,6 @@ def test_a_table_of_trials_comes_back_with_numbers_and_texts():
     ("name", "content", "read"),
     [
         ("optimizers-a.json", "{}", optimizer_studies),
-        # A study under way has no summary yet.
         ("optimizers-a.json", json.dumps({"runs": []}), optimizer_studies),
         ("activation_memory-a.json", "[]", kept_memory),
         ("exploration-a/study.json", "{", explorations),
