@@ -2,11 +2,13 @@
 
     python benchmarks/publish.py runs/hps_06_05x-cifar10/version_0 --command "hps fit ..."
     python benchmarks/publish.py RUN_OF_SEED_0 RUN_OF_SEED_1 RUN_OF_SEED_2 --command "hps fit ..."
+    python benchmarks/publish.py RUN --command "hps fit ..." --into benchmarks/results/NAME
     python benchmarks/publish.py --table
 
 Of several runs, which may differ in their seed alone, the first is published, and the accuracy
 of all is told. The last epoch counts, under the protocol "full": nothing was chosen by an accuracy on the test
-images, which are looked at here for the first time.
+images, which are looked at here for the first time. `--into` keeps the same of a training that is
+a result, but not a network that we recommend.
 """
 
 import argparse
@@ -76,8 +78,14 @@ def _training(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("seed_everything", "export")}
 
 
-def publish(runs: list[Path], command: str) -> str:
-    """Writes ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` into ``checkpoints/``; returns the name.
+def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
+    """Writes weights, facts and configuration of the first run; returns its name.
+
+    Args:
+        runs: folders of trainings.
+        command: that made them.
+        into: the folder for ``weights.ckpt``, ``benchmark.json`` and ``config.yaml``; by default they are published, as
+            ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` in ``checkpoints/``.
 
     Raises:
         UserError: a training is not finished, not of the protocol "full", or differs from the
@@ -89,10 +97,14 @@ def publish(runs: list[Path], command: str) -> str:
         if _training(config) != _training(configs[0]):
             raise UserError(f"{run} differs from {runs[0]} in more than its seed; publish it by itself.")
     name = run_of(sources[0]).name
-    target = FOLDER / f"{name}.ckpt"
+    if into is None:
+        weights, benchmark, written_config = (FOLDER / f"{name}{suffix}" for suffix in (".ckpt", ".json", ".yaml"))
+    else:
+        weights, benchmark, written_config = (into / file for file in ("weights.ckpt", "benchmark.json", "config.yaml"))
+        into.mkdir(parents=True, exist_ok=True)
     # Measured first, so that nothing is replaced where the images are missing.
     right = [right_answers(source) for source in sources]
-    save_weights(sources[0], target)
+    save_weights(sources[0], weights)
     facts = json.loads((runs[0] / "benchmark.json").read_text(encoding="utf-8"))
     # The single epochs stay with the run.
     del facts["epochs"]
@@ -107,8 +119,8 @@ def publish(runs: list[Path], command: str) -> str:
         {"seed": config["seed_everything"], "correct": int(of_seed.sum())}
         for of_seed, config in zip(right, configs, strict=True)
     ]
-    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    target.with_suffix(".yaml").write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
+    benchmark.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    written_config.write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
     return name
 
 
@@ -159,14 +171,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished trainings, runs/NAME/version_N")
     parser.add_argument("--command", help="the command that made it")
+    parser.add_argument("--into", type=Path, help="folder to keep it in, instead of publishing it")
     parser.add_argument("--table", action="store_true", help="only make the table anew")
     arguments = parser.parse_args()
     if not arguments.table and not (arguments.runs and arguments.command):
         parser.error("give a run and its --command, or --table")
     try:
         if not arguments.table:
-            print(f"published {publish(arguments.runs, arguments.command)}")
-        write_table()
+            name = publish(arguments.runs, arguments.command, arguments.into)
+            print(f"kept {name} in {arguments.into}" if arguments.into else f"published {name}")
+        if not arguments.into:
+            write_table()
     except UserError as error:
         print(f"publish: error: {error}", file=sys.stderr)
         return 2

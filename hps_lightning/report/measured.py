@@ -115,15 +115,7 @@ def published(folder: Path) -> list[Measured]:
     """
 
     def read(path: Path, facts: dict[str, Any]) -> Measured:
-        return _measured(
-            path.stem.removesuffix(f"-{facts['dataset']}"),
-            facts,
-            correct=tuple(seed["correct"] for seed in facts["seeds"]),
-            images=facts["test"]["images"],
-            seeds=tuple(seed["seed"] for seed in facts["seeds"]),
-            command=facts["command"],
-            source=f"checkpoints/{path.name}",
-        )
+        return _tested(path.stem.removesuffix(f"-{facts['dataset']}"), facts, f"checkpoints/{path.name}")
 
     return [_read(path, read) for path in sorted(folder.glob("*.json"))]
 
@@ -132,11 +124,14 @@ def trainings(results: Path) -> list[Measured]:
     """The trainings whose ``benchmark.json`` a folder of ``results`` keeps, each under that folder's name.
 
     Raises:
-        UserError: a file is not what ``hps fit`` writes.
+        UserError: a file is neither what ``hps fit`` writes, nor what ``benchmarks/publish.py`` does.
     """
 
     def read(path: Path, facts: dict[str, Any]) -> Measured:
-        return _measured(path.parent.name, facts, source=f"{path.parent.name}/{path.name}")
+        source = f"{path.parent.name}/{path.name}"
+        if "test" in facts:
+            return _tested(path.parent.name, facts, source)
+        return _measured(path.parent.name, facts, source=source)
 
     return [_read(path, read) for path in sorted(results.glob("*/benchmark.json"))]
 
@@ -193,6 +188,18 @@ def _read(path: Path, read: Any) -> Any:
         return read(path, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no result that a report can be made of: {type(error).__name__}: {error}") from error
+
+
+def _tested(name: str, facts: dict[str, Any], source: str) -> Measured:
+    return _measured(
+        name,
+        facts,
+        correct=tuple(seed["correct"] for seed in facts["seeds"]),
+        images=facts["test"]["images"],
+        seeds=tuple(seed["seed"] for seed in facts["seeds"]),
+        command=facts["command"],
+        source=source,
+    )
 
 
 def _measured(

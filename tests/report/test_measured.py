@@ -41,6 +41,12 @@ def test_a_published_network_has_the_accuracy_of_every_seed(tmp_path):
     assert run.validation is None
 
 
+def test_a_training_that_was_tested_has_that_accuracy_too(tmp_path):
+    write(tmp_path / "best" / "benchmark.json", facts())
+    (run,) = trainings(tmp_path)
+    assert (run.name, run.accuracies, run.source) == ("best", (80.0, 82.0), "best/benchmark.json")
+
+
 def test_what_is_published_here_is_read():
     runs = published(published_folder())
     assert "hps_06_05x" in [run.name for run in runs]
@@ -52,7 +58,9 @@ def test_what_is_published_here_is_read():
 def test_a_training_has_the_accuracy_of_its_last_validation(tmp_path):
     final = {"val/accuracy": 0.725}
     gpu = {**HARDWARE, "gpu": "Some GPU"}
-    write(tmp_path / "a run" / "benchmark.json", facts(metrics={"final": final}, hardware=gpu))
+    untested = facts(metrics={"final": final}, hardware=gpu)
+    del untested["test"]
+    write(tmp_path / "a run" / "benchmark.json", untested)
     (run,) = trainings(tmp_path)
     assert (run.name, run.validation, run.accuracies) == ("a run", 72.5, ())
     assert run.hardware == "Some GPU, bf16-mixed"
