@@ -111,13 +111,14 @@ def _content(
     """What the template is filled with, and the figures by name."""
     ours = published(checkpoints)
     others = trainings(results) if results else []
+    tested = [*ours, *(run for run in others if run.accuracies)]
     table_rows = rows(ours)
     figures: dict[str, Any] = {}
     size_plots, curve_plots = [], []
     for dataset in CLASSES:
         title = plots.TITLES[dataset]
         name = f"size-{dataset}"
-        figures[name] = plots.size_figure(_size_groups(table_rows, ours, dataset), dataset)
+        figures[name] = plots.size_figure(_size_groups(table_rows, tested, dataset), dataset)
         size_plots.append({"file": f"{name}.png", "alt": f"Accuracy against size on {title}: paper, ours, public"})
     for dataset in dict.fromkeys(run.dataset for run, _ in curves):
         of_dataset = [(run, title) for run, title in curves if run.dataset == dataset]
