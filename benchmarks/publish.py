@@ -101,9 +101,9 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
         weights, benchmark, written_config = (FOLDER / f"{name}{suffix}" for suffix in (".ckpt", ".json", ".yaml"))
     else:
         weights, benchmark, written_config = (into / file for file in ("weights.ckpt", "benchmark.json", "config.yaml"))
-        into.mkdir(parents=True, exist_ok=True)
     # Measured first, so that nothing is replaced where the images are missing.
     right = [right_answers(source) for source in sources]
+    weights.parent.mkdir(parents=True, exist_ok=True)
     save_weights(sources[0], weights)
     facts = json.loads((runs[0] / "benchmark.json").read_text(encoding="utf-8"))
     # The single epochs stay with the run.
