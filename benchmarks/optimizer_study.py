@@ -256,7 +256,8 @@ def tables(study: Study) -> str:
         edge = ", at the edge of what was tried" if best in (f"{one.rate:g}" for one in tried[:1] + tried[-1:]) else ""
         lines.append(f"| {name} | {each} | {best}{edge} |")
     schedules = list(study.plan["schedules"])
-    lines += ["", f"At the best rate, mean and deviation over {len(study.plan['seeds'])} seeds:", ""]
+    seeds = len(study.plan["seeds"])
+    lines += ["", f"At the best rate, mean and deviation over {seeds} seeds (a figure alone: one):", ""]
     lines += [f"| optimizer | {' | '.join(schedules)} |", "|---" * (1 + len(schedules)) + "|"]
     first = study.plan["seeds"][0]
     for name in tuned:
