@@ -424,7 +424,7 @@ def _memory(study: KeptMemory) -> dict[str, Any]:
     return {
         "network": study.network,
         "batch_size": study.batch_size,
-        "table": table(("activation", "", "computation", "kernels", "kept (MB)"), lines),
+        "table": table(("activation", "computed", "precision", "kernels", "kept (MB)"), lines),
         "source": study.source,
     }
 
@@ -667,8 +667,9 @@ def _html(text: str, folder: Path) -> str:
         picture = (folder / match[1]).with_suffix(".svg").read_bytes()
         return f'src="data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"'
 
-    # A line does not end between a figure and its sign.
+    # A line does not end between a figure and its sign, nor within a name or a figure of a table.
     body = body.replace(" %", "&nbsp;%")
+    body = re.sub(r"<td>([^<]{1,9})</td>", r'<td class="short">\1</td>', body)
     body = re.sub(r'src="([\w-]+\.png)"', inlined, body)
     # A wide table scrolls by itself, also by keyboard, and not the whole page.
     body = re.sub(r"<p>(<img[^>]*>)</p>", r'<div class="figure" tabindex="0">\1</div>', body)
