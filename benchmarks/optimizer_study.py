@@ -247,7 +247,13 @@ def tables(study: Study) -> str:
     lines = ["Accuracy on the hold-out in percent after the last epoch."]
     if not study.complete():
         lines[0] += f" The study is not finished: {len(study.figures)} trainings so far."
-    lines += ["", "Rates, one seed:", "", "| optimizer | rates and accuracies | best |", "|---|---|---|"]
+    lines += [
+        "",
+        f"Rates, one seed, under {study.plan['tuning_schedule']} (where no schedule suits, constant):",
+        "",
+        "| optimizer | rates and accuracies | best |",
+        "|---|---|---|",
+    ]
     tuned = study.tuned()
     for name in study.plan["optimizers"]:
         tried = [setting for setting in study.tuning() if setting.optimizer == name and setting in study.figures]

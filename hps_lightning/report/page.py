@@ -38,9 +38,11 @@ from hps_lightning.report.reproduction import (
 )
 from hps_lightning.report.studies import (
     EXPLORATIONS,
+    SUGGESTED,
     Exploration,
     KeptMemory,
     OptimizerStudy,
+    Trained,
     explorations,
     kept_memory,
     optimizer_studies,
@@ -403,11 +405,37 @@ def _optimizers(study: OptimizerStudy, figures: dict[str, Any]) -> dict[str, Any
         "epochs": study.epochs,
         "file": f"{name}.png" if study.trained else None,
         "alt": f"Accuracy of {study.network} with {count} optimizers under each schedule",
+        "finding": _optimizers_finding(study),
         # Headings of its own would stand among the page's.
         "tables": study.tables.strip(),
         "hardware": cell(study.hardware),
         "source": study.source,
     }
+
+
+def _optimizers_finding(study: OptimizerStudy) -> str:
+    """What did best, what comes next by another optimizer, and where the paper's own choice stands."""
+    ranks = sorted(study.trained, key=lambda trained: trained.accuracy, reverse=True)
+    if not ranks:
+        return ""
+
+    def told(trained: Trained) -> str:
+        seeds = f", mean of {len(trained.accuracies)} seeds" if len(trained.accuracies) > 1 else ""
+        return (
+            f"{cell(trained.optimizer)} with rate {trained.rate:g} under {cell(trained.schedule)} "
+            f"({trained.accuracy:.2f} %{seeds})"
+        )
+
+    words = f"Best: {told(ranks[0])}"
+    others = [trained for trained in ranks if trained.optimizer != ranks[0].optimizer]
+    words += f"; of the other optimizers: {told(others[0])}." if others else "."
+    suggested = [trained for trained in ranks if (trained.optimizer, trained.schedule) == SUGGESTED]
+    if suggested:
+        words += (
+            f" The paper suggests SGD with Nesterov momentum (section 8) and decays its rate in steps (section 7.1.2): "
+            f"{told(suggested[0])}, place {ranks.index(suggested[0]) + 1} of {len(ranks)}."
+        )
+    return words
 
 
 def _memory(study: KeptMemory) -> dict[str, Any]:

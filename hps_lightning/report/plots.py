@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -232,7 +231,7 @@ def optimizers_figure(trained: Sequence[Trained]) -> Figure:
         colour, marker = _STYLES[column % len(_STYLES)]
         of_schedule = [one for one in trained if one.schedule == schedule]
         points = [(names.index(one.optimizer) + shift, value) for one in of_schedule for value in one.accuracies]
-        means = [(names.index(one.optimizer) + shift, mean(one.accuracies)) for one in of_schedule]
+        means = [(names.index(one.optimizer) + shift, one.accuracy) for one in of_schedule]
         style = {"color": colour, "linewidth": 0}
         axes.plot(*zip(*points, strict=True), marker, **style, markersize=5, alpha=0.6, label=_plain(schedule))
         axes.plot(*zip(*means, strict=True), "_", **style, markersize=11, markeredgewidth=2)

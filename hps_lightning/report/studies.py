@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, TypeVar
 
 from hps_lightning.errors import UserError
@@ -12,6 +13,9 @@ from hps_lightning.report.measured import hardware_words
 
 EXPLORATIONS = "exploration-*"
 """Folders below the results, each with what `hps explore` leaves of a study."""
+
+SUGGESTED = ("SGD with Nesterov", "step")
+"""What a study calls the optimizer that the paper suggests (section 8), and its schedule (section 7.1.2)."""
 
 T = TypeVar("T")
 
@@ -31,6 +35,11 @@ class Trained:
     rate: float
     schedule: str
     accuracies: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds, in percent."""
+        return mean(self.accuracies)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
     assert names == {"report.md", "report.html", "tables.csv", *plots}
     text = (report / "report.md").read_text()
     assert "\n\nThe study is not finished: 1 trainings so far.\n\n" in text
-    assert "\n\n![Accuracy of hps_06_05x with 2 optimizers under each schedule](optimizers-made.png)\n\n|" in text
+    assert "\n\n![Accuracy of hps_06_05x with 3 optimizers under each schedule](optimizers-made.png)\n\n|" in text
     for file in re.findall(r"!\[.+?\]\((.+?)\)", text):
         assert (report / file).is_file()
     assert not (report.parent / "report.previous").exists()
@@ -120,6 +120,8 @@ def test_studies_are_told_and_where_there_is_none_that_is_said(report, made, tmp
     text = (report / "report.md").read_text()
     assert "`hps_06_05x`, 6 epochs each" in text
     assert "| Adam | 62.00 |" in text
+    assert "Best: SGD with rate 0.1 under cosine (65.00 %, mean of 2 seeds); of the other optimizers: Adam" in text
+    assert "SGD with Nesterov with rate 0.3 under step (61.00 %, mean of 2 seeds), place 3 of 3." in text
     assert "| relu | in place | float32 | ours | 12.5 |" in text
     assert "drew 3 networks" in text
     assert "1 done, 1 over the limits, 1 stopped early" in text

@@ -25,6 +25,7 @@ def made_studies(results):
     trained = [
         {"optimizer": "SGD", "rate": 0.1, "schedule": "cosine", "accuracies": [0.6, 0.7]},
         {"optimizer": "Adam", "rate": 0.01, "schedule": "step", "accuracies": [0.62]},
+        {"optimizer": "SGD with Nesterov", "rate": 0.3, "schedule": "step", "accuracies": [0.61, 0.61]},
     ]
     summary = {"network": "hps_06_05x", "epochs": 6, "trained": trained}
     write(results / "optimizers-made.json", {"hardware": HARDWARE, "summary": summary})
@@ -45,6 +46,7 @@ def test_studies_are_read(tmp_path):
     assert (begun.source, begun.trained) == ("optimizers-begun.json", ())
     assert (optimizers.network, optimizers.epochs, optimizers.source) == ("hps_06_05x", 6, "optimizers-made.json")
     assert optimizers.trained[0].accuracies == (60.0, 70.0)
+    assert optimizers.trained[0].accuracy == 65.0
     (memory,) = kept_memory(tmp_path)
     assert memory.kept[0]["bytes"] == 12_500_000
     (exploration,) = explorations(tmp_path)
