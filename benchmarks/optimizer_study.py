@@ -271,7 +271,7 @@ def tables(study: Study) -> str:
         row = [_percent(study.over_seeds(Setting(name, rate, schedule, "", first))) for schedule in schedules]
         lines.append(f"| {name} | {' | '.join(row)} |")
     changed = study.changes()[: 1 + len(study.plan["changes"])]
-    if changed[-1] not in study.figures:
+    if any(setting not in study.figures for setting in changed):
         return "\n".join(lines) + "\n"
     best = changed[0]
     lines += ["", f"{best.optimizer}, {best.rate:g}, {best.schedule}:", ""]
