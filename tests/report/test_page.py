@@ -7,9 +7,8 @@ import re
 import pytest
 
 from hps_lightning.errors import UserError
-from hps_lightning.pretrained import published_folder
 from hps_lightning.report.curves import Run
-from hps_lightning.report.page import cell, copy_note, table, write_report
+from hps_lightning.report.page import write_report
 from tests.report.test_measured import facts, write
 from tests.report.test_studies import made_studies
 
@@ -70,8 +69,6 @@ def test_what_comes_from_outside_is_text_and_no_markup(report):
     page = (report / "report.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "a&lt;b&gt;|run" in page
-    assert cell("a|b*c_d`<e>") == r"a\|b\*c\_d\`&lt;e&gt;"
-    assert table(("x", "y"), [("1", "2")]) == "| x | y |\n| --- | --- |\n| 1 | 2 |"
 
 
 def rows_of(text, heading):
@@ -130,12 +127,6 @@ def test_studies_are_told_and_where_there_is_none_that_is_said(report, made, tmp
     text = (tmp_path / "report" / "report.md").read_text()
     assert "No study of ours is recorded" in text
     assert "No exploration of ours is recorded" in text
-
-
-def test_a_note_on_the_copy_of_the_data_comes_from_the_published_readme(report, made):
-    assert "JPEG" not in (report / "report.md").read_text()
-    assert copy_note(made / "checkpoints") == ""
-    assert "121 of 60,000 images" in copy_note(published_folder())
 
 
 def test_an_earlier_report_is_replaced_and_anything_else_refused(report, made, tmp_path):
