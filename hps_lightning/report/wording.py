@@ -9,6 +9,7 @@ from hps_lightning.report import plots
 from hps_lightning.report.measured import Measured
 
 NONE = "-"
+"""Stands in a cell where there is no figure."""
 
 
 def cell(text: object) -> str:
