@@ -131,6 +131,11 @@ def _of_seeds(facts: dict[str, Any]) -> str:
     return f"{mean(accuracies):.2f} % ({min(accuracies):.2f} to {max(accuracies):.2f}, {len(accuracies)} seeds)"
 
 
+def _taught(facts: dict[str, Any]) -> str:
+    distillation = facts.get("distillation")
+    return f", distilled from `{distillation['teacher']['name']}`" if distillation else ""
+
+
 def table() -> str:
     """The Markdown table of all published networks."""
     lines = [
@@ -144,7 +149,8 @@ def table() -> str:
         paper = zoo.find_variant(name).published(dataset)
         test = facts["test"]
         lines.append(
-            f"| `{name}` | {dataset} | {100 * test['accuracy']:.2f} % ({test['correct']:,} of {test['images']:,}) "
+            f"| `{name}`{_taught(facts)} | {dataset} "
+            f"| {100 * test['accuracy']:.2f} % ({test['correct']:,} of {test['images']:,}) "
             f"| {_of_seeds(facts)} | {f'{paper.accuracy:.2f} %' if paper else '-'} "
             f"| {facts['network']['parameters']:,} "
             f"| {facts['network']['state_dict_bytes'] / 1e3:.1f} kB | {facts['time']['epochs']} "

@@ -1,6 +1,7 @@
 """The named variants: each is one network class with the arguments that a paper prints."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,19 @@ _VARIANTS = (
 
 ZOO: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
 """Every named variant, smallest families first."""
+
+
+def find_name(family: str | None, arguments: Mapping[str, Any]) -> str | None:
+    """The name of the first variant with these arguments, or None where they make none.
+
+    Args:
+        family: a key of :data:`FAMILIES`.
+        arguments: of the family's network, and any others.
+    """
+    for variant in ZOO.values():
+        if variant.family == family and all(arguments.get(name) == value for name, value in variant.arguments.items()):
+            return variant.name
+    return None
 
 
 def find_variant(name: str) -> Variant:

@@ -131,3 +131,13 @@ def test_a_name_near_none_points_to_the_list():
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_every_name_is_found(name):
     assert zoo.find_variant(name).name == name
+
+
+@pytest.mark.parametrize("variant", zoo.ZOO.values(), ids=lambda variant: variant.name)
+def test_a_network_s_arguments_give_its_name_whatever_else_they_hold(variant):
+    assert zoo.find_name(variant.family, {**variant.arguments, "dropout": 0.3, "num_classes": 7}) == variant.name
+
+
+def test_arguments_of_no_variant_have_no_name():
+    assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.51}) is None
+    assert zoo.find_name(None, {}) is None

@@ -3,6 +3,7 @@
 from .benchmark import Benchmark
 from .checkpoints import BestCheckpoint, LastCheckpoint, WeightsCheckpoint
 from .dashboard import Dashboard
+from .distillation import Distillation
 from .export import Export
 from .guards import Guards
 from .predictions import Predictions
@@ -16,6 +17,7 @@ __all__ = [
     "Benchmark",
     "BestCheckpoint",
     "Dashboard",
+    "Distillation",
     "EpochLines",
     "Export",
     "Guards",

@@ -233,6 +233,7 @@ class Benchmark(Callback):
             "model": {"class": record["model"]["class_path"], "arguments": record["model"]["init_args"]},
             "dataset": record.get("dataset"),
             "protocol": record.get("protocol"),
+            "distillation": record.get("distillation"),
             "batch_size": self._batch_size * trainer.world_size,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),

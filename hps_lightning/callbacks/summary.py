@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hps_lightning.callbacks.distillation import Distillation
 from hps_lightning.complexity import IMAGE_SIZE, count_parameters, module_bytes, state_dict_bytes
 
 
@@ -101,6 +102,9 @@ class Summary(Callback):
             "training": _training(trainer, pl_module),
             "device": _device(trainer, pl_module),
         }
+        teacher = next((callback for callback in trainer.callbacks if isinstance(callback, Distillation)), None)
+        if teacher is not None:
+            lines["teacher"] = str(teacher)
         for name, value in lines.items():
             console.print(Text.assemble("  ", (f"{name:8}", "bold"), "  ", value), soft_wrap=True)
 

@@ -26,6 +26,7 @@ from hps_lightning.callbacks import (
     Benchmark,
     BestCheckpoint,
     Dashboard,
+    Distillation,
     EpochLines,
     Export,
     Guards,
@@ -327,6 +328,9 @@ class HPSCLI(LightningCLI):
         length = TrainingLength(self.trainer.max_epochs, 100, validates)
         schedule = build_schedule(optimizer, self.model.lr_scheduler_spec, length) or {}
         self._check_monitors(schedule.get("monitor"), validates)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Distillation):
+                callback.prepare(self.model, self.datamodule)
 
     def _check_monitors(self, watched: str | None, validates: bool) -> None:
         callbacks: list[Any] = self.trainer.callbacks

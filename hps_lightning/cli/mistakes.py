@@ -267,7 +267,8 @@ def _no_class(message: str, key: str, of: str | None) -> str:
 def _callbacks() -> list[str]:
     from lightning.pytorch import callbacks
 
-    return sorted({*callbacks.__all__} - {"Callback", "Checkpoint", "ProgressBar"} | {"ProgressiveResolution"})
+    ours = {"Distillation", "ProgressiveResolution"}
+    return sorted({*callbacks.__all__} - {"Callback", "Checkpoint", "ProgressBar"} | ours)
 
 
 def _loggers() -> list[str]:

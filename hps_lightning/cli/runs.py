@@ -104,7 +104,4 @@ def run_name(class_name: str, family: str | None, init_args: dict[str, Any], dat
         init_args: its arguments.
         dataset: name of the data set.
     """
-    for variant in zoo.ZOO.values():
-        if variant.family == family and all(init_args.get(name) == value for name, value in variant.arguments.items()):
-            return f"{variant.name}-{dataset}"
-    return f"{family or class_name}-{dataset}"
+    return f"{zoo.find_name(family, init_args) or family or class_name}-{dataset}"

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +28,16 @@ EAGER_VARIABLE = "HPS_EAGER"
 
 FUSED_PRECISIONS = ("32-true", "bf16-mixed")
 """Lightning's names of what the fused kernels compute in; in others they leave the work to PyTorch's."""
+
+
+class Teaching(Protocol):
+    """What changes the loss of a training, such as :class:`hps_lightning.callbacks.Distillation`."""
+
+    def loss(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The loss of a batch, from that of the labels alone."""
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of it, in plain types."""
 
 
 class ImageClassifier(LightningModule):
@@ -69,6 +79,7 @@ class ImageClassifier(LightningModule):
         self.decay_norm_and_bias = decay_norm_and_bias
         self.fused: FusedTraining | None = None
         self.kernels = "PyTorch's"
+        self.distillation: Teaching | None = None
 
         def accuracy(top_k: int = 1) -> MulticlassAccuracy:
             return MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
@@ -88,7 +99,7 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Prepares the fast way of training for a CPU; ``kernels`` says which one was found."""
-        self.fused, self.kernels = None, "PyTorch's"
+        self.fused, self.kernels, self.distillation = None, "PyTorch's", None
         if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
             return
         keep_freed_memory()
@@ -131,6 +142,8 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self._training_logits(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        if self.distillation is not None:
+            loss = self.distillation.loss(images, logits, loss)
         self.train_metrics["accuracy"].update(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
         self.train_metrics["loss"].update(loss.detach(), len(images))
         if not self._logged_training:
@@ -228,14 +241,16 @@ class ImageClassifier(LightningModule):
         """What a checkpoint says of itself, in plain types.
 
         Keys: ``format``, ``version``, ``model`` (class name and arguments), ``metrics`` (the
-        newest), ``epoch``, ``max_epochs``, and what the data module adds (``data``, ``dataset``, ``classes``,
-        ``mean``, ``std``, ``image_size``, ``protocol``).
+        newest), ``epoch``, ``max_epochs``, ``distillation`` (where a teacher took part), and what the data
+        module adds (``data``, ``dataset``, ``classes``, ``mean``, ``std``, ``image_size``, ``protocol``).
         """
         record: dict[str, Any] = {
             "format": RECORD_FORMAT,
             "version": __version__,
             "model": {"class_path": type(self).__name__, "init_args": dict(self.hparams)},
         }
+        if self.distillation is not None:
+            record["distillation"] = self.distillation.record()
         trainer = self._trainer
         if trainer is not None:
             record["epoch"] = trainer.current_epoch

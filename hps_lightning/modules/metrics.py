@@ -28,8 +28,9 @@ class ImageMean(Metric):
             mean: over the batch, a scalar.
             images: number of images in it.
         """
-        self.total += mean * images
-        self.images += images
+        # Not in place: `Trainer.validate` leaves tensors of inference mode, which a training afterwards may not change.
+        self.total = self.total + mean * images
+        self.images = self.images + images
 
     def compute(self) -> Tensor:
         """The mean over all images so far, a scalar."""

@@ -18,6 +18,7 @@ class Measured:
         parameters: of the network.
         size_mb: the whole module as PyTorch 1.x saves it, decimal megabytes.
         protocol: which images trained and validated.
+        teacher: name of the network that it was distilled from; empty without one.
         epochs: of the training.
         correct: right answers on the test images for each seed, the published one first; empty
             where the result does not hold a test.
@@ -35,6 +36,7 @@ class Measured:
     parameters: int
     size_mb: float
     protocol: str
+    teacher: str
     epochs: int
     correct: tuple[int, ...]
     images: int | None
@@ -44,6 +46,11 @@ class Measured:
     hardware: str
     command: str
     source: str
+
+    @property
+    def how(self) -> str:
+        """The protocol, and the teacher where there was one, in words."""
+        return f"{self.protocol}, distilled from {self.teacher}" if self.teacher else self.protocol
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -218,6 +225,8 @@ def _measured(
         parameters=facts["network"]["parameters"],
         size_mb=facts["network"]["module_bytes"] / 1e6,
         protocol=facts["protocol"],
+        # Results of before there was distillation do not speak of it.
+        teacher=(facts.get("distillation") or {"teacher": {"name": ""}})["teacher"]["name"],
         epochs=facts["time"]["epochs"],
         correct=correct,
         images=images,

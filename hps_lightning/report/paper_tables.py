@@ -71,7 +71,7 @@ def _stages(variant: Variant) -> str:
 def _our_cells(ours: Measured | None) -> list[str]:
     if ours is None:
         return ["no run of ours", NONE, NONE]
-    how = f"{cell(ours.protocol)}, {ours.epochs} epochs, {seeds(ours)}"
+    how = f"{cell(ours.how)}, {ours.epochs} epochs, {seeds(ours)}"
     return [accuracy(ours), how, f"{ours.epoch_seconds:.1f} ({cell(ours.hardware)})"]
 
 
@@ -143,6 +143,7 @@ def tables_csv(table_rows: Sequence[Row]) -> str:
             "our_accuracy": row.ours.accuracies[0] if row.ours else "",
             "our_accuracies": " ".join(f"{value:.2f}" for value in row.ours.accuracies) if row.ours else "",
             "our_protocol": row.ours.protocol if row.ours else "",
+            "our_teacher": row.ours.teacher if row.ours else "",
             "our_epochs": row.ours.epochs if row.ours else "",
             "our_seconds_per_epoch": row.ours.epoch_seconds if row.ours else "",
             "our_hardware": row.ours.hardware if row.ours else "",

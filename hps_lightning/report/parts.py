@@ -260,7 +260,7 @@ def runs_table(ours: Sequence[Measured], others: Sequence[Measured]) -> str:
                 f"{run.accuracies[0]:.2f} % ({run.correct[0]:,} of {run.images:,})" if run.correct else NONE,
                 seeds(run),
                 f"{run.validation:.2f} %" if run.validation is not None else NONE,
-                cell(run.protocol),
+                cell(run.how),
                 f"{run.epochs}",
                 f"{run.epoch_seconds:.1f}",
                 cell(run.hardware),

@@ -22,7 +22,9 @@ def size_groups(table_rows: Sequence[Row], ours: Sequence[Measured], dataset: st
         for row in _distinct(table_rows, dataset)
     ]
     measured = [
-        plots.Point(f"ours: {run.name}", run.size_mb, run.accuracies[0]) for run in ours if run.dataset == dataset
+        plots.Point(f"ours: {run.name}{', distilled' if run.teacher else ''}", run.size_mb, run.accuracies[0])
+        for run in ours
+        if run.dataset == dataset
     ]
     groups = [plots.Group("the paper, printed size; a line leads to the computed size", printed, plots.VERMILLION, "s")]
     if measured:

@@ -29,8 +29,9 @@ def short(model: str) -> str:
 
 
 def named(run: Measured) -> str:
-    """A run's network and data set."""
-    return f"`{run.name}` on {plots.TITLES.get(run.dataset, run.dataset)}"
+    """A run's network and data set, and its teacher where it had one."""
+    taught = f", distilled from `{run.teacher}`," if run.teacher else ""
+    return f"`{run.name}` on {plots.TITLES.get(run.dataset, run.dataset)}{taught}"
 
 
 def accuracy(run: Measured) -> str:

@@ -47,6 +47,13 @@ from tests.cli.conftest import TINY
             ],
             ["EarlyStopping: monitor 'loss'", "train/loss"],
         ),
+        (
+            [
+                *("fit", "--model", "hps", "--trainer.callbacks", "Distillation"),
+                *("--trainer.callbacks.teacher", "nothing.ckpt", "--data.dataset=digits"),
+            ],
+            ["There is no checkpoint nothing.ckpt"],
+        ),
         (["fit", "--model", "hps", "--ckpt_path", "last"], ["no run"]),
         (["fit", "--model", "hps", "--init_weights", "nothing.ckpt", "--data.dataset=digits"], ["nothing.ckpt"]),
         (["test"], ["--ckpt_path"]),

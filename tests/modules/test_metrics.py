@@ -21,3 +21,13 @@ def test_nan_stays():
     mean.update(torch.tensor(1.0), 30)
     mean.update(torch.tensor(math.nan), 10)
     assert mean.compute().isnan()
+
+
+def test_what_inference_mode_has_added_up_can_be_added_to_outside_of_it():
+    # As Trainer.validate, and a training after it, do.
+    mean = ImageMean()
+    with torch.inference_mode():
+        mean.reset()
+        mean.update(torch.tensor(1.0), 30)
+    mean.update(torch.tensor(5.0), 10)
+    assert mean.compute() == pytest.approx(2.0)
