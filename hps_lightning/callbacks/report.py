@@ -191,10 +191,21 @@ class Report(Callback):
             rows.append(("data", f"{data.info.title}, {_images(stage, getattr(data, 'protocol', None))}"))
         if hasattr(data, "protocol"):
             rows.append(("protocol", data.protocol))
+        teacher = _teacher(getattr(pl_module, "checkpoint_record", None) or {})
+        if teacher is not None:
+            rows.append(("teacher", teacher))
         if trainer.ckpt_path:
             rows.append(("checkpoint", _display(str(trainer.ckpt_path))))
         rows += _reported_rows(trainer, pl_module, stage, right, total)
         _print("Test" if stage == "test" else "Validation", rows)
+
+
+def _teacher(record: Mapping[str, Any]) -> str | None:
+    # Whoever made the checkpoint may have put anything there.
+    found: Any = record
+    for key in ("distillation", "teacher", "name"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return None if found is None else str(found)
 
 
 def _reported_rows(trainer: Trainer, pl_module: LightningModule, stage: str, right: int, total: int) -> Rows:

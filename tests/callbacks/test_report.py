@@ -269,6 +269,14 @@ class TestEvaluation:
         found = self.evaluate(tmp_path, capsys, record=record)
         assert "in training" not in found
 
+    def test_names_the_teacher(self, tmp_path, capsys):
+        found = self.evaluate(tmp_path, capsys, record={"distillation": {"teacher": {"name": "hps_14_1x"}}})
+        assert found["teacher"] == "hps_14_1x"
+
+    @pytest.mark.parametrize("said", [None, [], "hps", {"teacher": 3}, {"teacher": {}}])
+    def test_whatever_a_checkpoint_says_of_a_teacher_is_no_matter(self, tmp_path, capsys, said):
+        assert "teacher" not in self.evaluate(tmp_path, capsys, record={"distillation": said})
+
     def test_validation_within_a_training_is_not_printed(self, tmp_path, capsys):
         quiet_trainer(tmp_path, callbacks=[Report()]).fit(tiny_classifier(), TinyData())
         assert "Validation" not in capsys.readouterr().out
