@@ -155,8 +155,8 @@ class Distillation(Callback):
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
     def state_dict(self) -> dict[str, str]:
-        """``sha256`` of the teacher's file."""
-        return {"sha256": self._teacher["sha256"]}
+        """``sha256`` of the teacher's file; nothing before there is a training."""
+        return {"sha256": self._teacher["sha256"]} if self._teacher else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to go on with another teacher.

@@ -30,8 +30,8 @@ def short(model: str) -> str:
 
 def named(run: Measured) -> str:
     """A run's network and data set, and its teacher where it had one."""
-    taught = f", distilled from `{run.teacher}`," if run.teacher else ""
-    return f"`{run.name}` on {plots.TITLES.get(run.dataset, run.dataset)}{taught}"
+    taught = f" (distilled from `{run.teacher}`)" if run.teacher else ""
+    return f"`{run.name}`{taught} on {plots.TITLES.get(run.dataset, run.dataset)}"
 
 
 def accuracy(run: Measured) -> str:

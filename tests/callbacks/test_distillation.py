@@ -129,6 +129,7 @@ def test_a_training_without_it_afterwards_has_no_teacher(tmp_path, teacher):
     assert "distillation" in module.record()
     trainer.validate(module, TinyData(), verbose=False)
     assert "distillation" not in module.record()
+    assert Distillation(teacher).state_dict() == {}
     fit(tmp_path, module, max_epochs=1)
     assert module.distillation is None
 

@@ -24,7 +24,7 @@ def test_a_run_with_a_teacher_says_so(tmp_path):
     write(tmp_path / "hps_06_05x-cifar10.json", facts(distillation={"teacher": {"name": "hps_14_1x"}}))
     write(tmp_path / "hps_06_1x-cifar10.json", facts(distillation=None))
     taught, alone = published(tmp_path)
-    assert named(taught) == "`hps_06_05x` on CIFAR-10, distilled from `hps_14_1x`,"
+    assert named(taught) == "`hps_06_05x` (distilled from `hps_14_1x`) on CIFAR-10"
     assert taught.how == "full, distilled from hps_14_1x"
     assert named(alone) == "`hps_06_1x` on CIFAR-10"
     assert alone.how == "full"
