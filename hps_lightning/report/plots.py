@@ -258,7 +258,8 @@ def _scatter(axes: Axes, groups: Sequence[Group]) -> None:
             edgecolors=group.colour,
             linewidths=1.2,
             label=_plain(group.title),
-            zorder=3,
+            # A filled mark in front of a hollow one leaves both to be seen.
+            zorder=4 if group.filled else 3,
         )
     _tidy(axes)
 
