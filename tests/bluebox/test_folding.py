@@ -113,6 +113,18 @@ def test_a_norm_between_two_relus(weight, bias):
     assert deviation(network, fold(network)) < 1e-7
 
 
+def test_under_autocast_a_folded_network_computes_in_bf16_throughout():
+    folded = fold(learnt("hps", {"stages": [1, 1, 1, 1], "width": 0.25}))
+    ceilings = [module for name, module in folded.named_modules() if name.endswith("expand.norm")]
+    assert ceilings, "else no operation would have both maps and a parameter of 32 bits"
+    given = []
+    for ceiling in ceilings:
+        ceiling.register_forward_hook(lambda module, inputs, output: given.append(output.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        folded(torch.randn(2, 3, 32, 32))
+    assert given == [torch.bfloat16] * len(ceilings)
+
+
 def test_the_network_itself_stays_as_it_is():
     network = learnt(*CASES["hps_06_05x"]).train()
     before = copy.deepcopy(network.state_dict())

@@ -48,7 +48,8 @@ class _Ceiling(nn.Module):
         self.register_buffer("ceiling", ceiling.reshape(-1, 1, 1))
 
     def forward(self, maps):
-        return torch.min(maps, self.ceiling)
+        # Under autocast maps have half the ceiling's bits, and without this the next ones would have twice as many.
+        return torch.min(maps, self.ceiling.to(maps.dtype))
 
 
 class _Pending(object):
