@@ -166,7 +166,8 @@ class Distillation(Callback):
         Raises:
             UserError: the training began with another one.
         """
-        if state_dict["sha256"] != self._teacher["sha256"]:
+        # An evaluation of what was taught, for which Lightning restores callbacks too, needs no teacher.
+        if self._teacher and state_dict["sha256"] != self._teacher["sha256"]:
             raise UserError(
                 f"Distillation: {self.teacher} is not the teacher that this training began with; its file had the "
                 f"SHA-256 {state_dict['sha256']}."

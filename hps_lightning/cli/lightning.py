@@ -321,6 +321,12 @@ class HPSCLI(LightningCLI):
     def _check_recipe(self) -> None:
         """Finds mistakes that the training itself would find, before it has left anything on the disk."""
         check_trainable(self.trainer)
+        if self._get(self.config, "trainer.sync_batchnorm") and self.trainer.strategy.root_device.type != "cuda":
+            raise UserError(
+                "trainer.sync_batchnorm true: PyTorch shares batch norms' statistics between GPUs alone, and this "
+                f"training runs on {self.trainer.strategy.root_device.type}; leave it out."
+            )
+        self.datamodule.check_trainer(self.trainer)
         self.datamodule.check_batch_size(self.datamodule.info.size("train"))
         optimizer = build_optimizer(self.model.network, self.model.optimizer_spec)
         # However many steps an epoch will have.

@@ -20,11 +20,19 @@ Policy = Literal["autoaugment", "randaugment", "trivialaugment", "augmix"]
 # Beyond its own side an image has nothing left to show.
 _MOST = {"crop_padding": 32}
 
+
+class _AugMix(v2.AugMix):
+    """AugMix that draws on the CPU, as all else here, when the images lie on a GPU."""
+
+    def _sample_dirichlet(self, params: Tensor) -> Tensor:
+        return super()._sample_dirichlet(params.cpu()).to(params.device)
+
+
 _POLICIES = {
     "autoaugment": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
     "randaugment": v2.RandAugment,
     "trivialaugment": v2.TrivialAugmentWide,
-    "augmix": v2.AugMix,
+    "augmix": _AugMix,
 }
 
 

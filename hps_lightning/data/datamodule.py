@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -136,6 +136,19 @@ class ImageDataModule(LightningDataModule):
                 "a batch may have at most as many."
             )
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses what would take other batches than those of this module.
+
+        Raises:
+            UserError: ``overfit_batches`` is set.
+        """
+        if trainer.overfit_batches:
+            raise UserError(
+                f"trainer.overfit_batches {trainer.overfit_batches}: batches here come from a sampler of their own, "
+                "which Lightning would replace. Take trainer.limit_train_batches instead, with every augmentation off "
+                "for the same images in each epoch."
+            )
+
     def prepare_data(self) -> None:
         """Downloads what is missing, in one process alone."""
         if self.images is None:
@@ -147,6 +160,8 @@ class ImageDataModule(LightningDataModule):
             self.photos = Photos(self.images, self.info.mean, self.info.std)
         if stage in ("fit", "validate") and self.train_set is None:
             self._setup_training(stage)
+        if stage == "fit":
+            self.check_batch_size(len(self.train_set))
         if (stage in ("test", "predict") and self.images is None) and self.test_set is None:
             self.test_set = self._batches(*self._load("test"))
 
@@ -164,8 +179,6 @@ class ImageDataModule(LightningDataModule):
             parts = stratified_holdout(labels, self.val_fraction, self.split_seed)
             self.val_set = self._batches(images[parts.val], labels[parts.val])
             images, labels = images[parts.train], labels[parts.train]
-        if stage == "fit":
-            self.check_batch_size(len(images))
         self.train_set = self._batches(images, labels, self.augmentation)
 
     def _load(self, split: str) -> tuple[Tensor, Tensor]:
@@ -222,14 +235,19 @@ class ImageDataModule(LightningDataModule):
         Lightning would ask the loader to do so, but forgets to where an optimizer's schedule has
         asked for the number of steps; and it warns of a loader that cannot.
         """
-        self._resumed = state_dict
+        # Lightning hands it to an evaluation too, which would leave it to a training after it.
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed = state_dict
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented training batches.
 
         Raises:
-            UserError: a training is to go on in the middle of an epoch, with batches of another size.
+            UserError: a training is to go on in the middle of an epoch, with batches of another size; or see
+                :meth:`check_trainer`.
         """
+        if self.trainer is not None:
+            self.check_trainer(self.trainer)
         # seed_everything leaves the run's seed here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         loader = self._loader(self.train_set, self.batch_size, shuffle=True, seed=seed, equal_shares=True)

@@ -23,6 +23,8 @@ RECORD_KEY = "hps_lightning"
 
 RECORD_FORMAT = 1
 
+_VALIDATION_KEY = "hps_lightning_validation"
+
 EAGER_VARIABLE = "HPS_EAGER"
 """Set to anything, this environment variable trains without kernels of our own, for comparison."""
 
@@ -45,7 +47,8 @@ class ImageClassifier(LightningModule):
 
     Logs ``train/loss`` and ``train/accuracy``, then ``val/`` and ``test/`` ``loss``,
     ``accuracy`` and ``top5``; accuracies lie between 0 and 1. Validation and test run in
-    float32 whatever the training's precision, since float32 is what a board runs.
+    the weights' own precision, float32 also where training is of mixed precision, since float32
+    is what a board runs.
 
     Args:
         network: maps N x 3 x H x W to N x ``num_classes`` logits.
@@ -87,6 +90,8 @@ class ImageClassifier(LightningModule):
         # Averages over the epoch, added to in each step and logged once: Lightning's own take a tenth of a step.
         self.train_metrics = nn.ModuleDict({"accuracy": accuracy(), "loss": ImageMean()})
         self._logged_training = False
+        self._validated = False
+        self._validated_at: int | None = None
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -100,6 +105,8 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Prepares the fast way of training for a CPU; ``kernels`` says which one was found."""
         self.fused, self.kernels, self.distillation = None, "PyTorch's", None
+        # A training that goes on inside an epoch starts none.
+        self._logged_training, self._validated, self._validated_at = False, False, None
         if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
             return
         keep_freed_memory()
@@ -131,6 +138,8 @@ class ImageClassifier(LightningModule):
         if seed is not None:
             # Large odd factors keep neighbouring seeds, steps and processes apart.
             steps = (int(seed) * 1_000_003 + self.global_step) * 7_919
+            # Batches whose gradients accumulate share a step.
+            steps += batch_idx % self.trainer.accumulate_grad_batches * 15_485_863
             steps = (steps + self.global_rank) % 2**63
             # torch.manual_seed would note a stack trace for each GPU that is never used.
             torch.default_generator.manual_seed(steps)
@@ -170,6 +179,11 @@ class ImageClassifier(LightningModule):
         """``{"logits", "labels"}`` of a batch, in float32."""
         return self._evaluate(batch, "val", self.val_metrics)
 
+    def on_validation_epoch_end(self) -> None:
+        """Notes which weights the newest validation is of."""
+        if not self.trainer.sanity_checking:
+            self._validated, self._validated_at = True, self.trainer.global_step
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """``{"logits", "labels"}`` of a batch, in float32."""
         return self._evaluate(batch, "test", self.test_metrics)
@@ -201,7 +215,10 @@ class ImageClassifier(LightningModule):
             validates=bool(trainer.enable_validation) and getattr(trainer.datamodule, "validates", True),
         )
         schedule = build_schedule(optimizer, self.lr_scheduler_spec, length)
-        return {"optimizer": optimizer, **({"lr_scheduler": schedule} if schedule else {})}
+        if not schedule:
+            return {"optimizer": optimizer}
+        # No metric is looked up for a schedule that watches one, since not every epoch has it: on_train_epoch_end does.
+        return {"optimizer": optimizer, "lr_scheduler": {**schedule, "reduce_on_plateau": False}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps a schedule, but for one that watches a metric: see :meth:`on_train_epoch_end`."""
@@ -214,8 +231,10 @@ class ImageClassifier(LightningModule):
         Lightning would do it after the epoch's checkpoint is written, and skip it when a
         training goes on from there.
         """
+        validated, self._validated = self._validated, False
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
+            # Not every epoch need validate, and an earlier one's metric must not count twice.
+            if isinstance(config.scheduler, ReduceLROnPlateau) and (validated or not config.monitor.startswith("val/")):
                 metrics = self.trainer.callback_metrics
                 if config.monitor not in metrics:
                     raise UserError(
@@ -234,15 +253,23 @@ class ImageClassifier(LightningModule):
         return [*names, "val/loss", *self.val_metrics] if validates else names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the record that rebuilds this module and its data without a config."""
+        """Adds the record that rebuilds this module and its data without a config, and when it was validated."""
         checkpoint[RECORD_KEY] = self.record()
+        checkpoint[_VALIDATION_KEY] = {"in_epoch": self._validated, "step": self._validated_at}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up when a training that goes on was validated; earlier versions have not said."""
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            validation = checkpoint.get(_VALIDATION_KEY, {"in_epoch": False, "step": None})
+            self._validated, self._validated_at = validation["in_epoch"], validation["step"]
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of itself, in plain types.
 
         Keys: ``format``, ``version``, ``model`` (class name and arguments), ``metrics`` (the
-        newest), ``epoch``, ``max_epochs``, ``distillation`` (where a teacher took part), and what the data
-        module adds (``data``, ``dataset``, ``classes``, ``mean``, ``std``, ``image_size``, ``protocol``).
+        newest; of a validation those of these very weights alone), ``epoch``, ``max_epochs``,
+        ``distillation`` (where a teacher took part), and what the data module adds (``data``,
+        ``dataset``, ``classes``, ``mean``, ``std``, ``image_size``, ``protocol``).
         """
         record: dict[str, Any] = {
             "format": RECORD_FORMAT,
@@ -255,10 +282,9 @@ class ImageClassifier(LightningModule):
         if trainer is not None:
             record["epoch"] = trainer.current_epoch
             record["max_epochs"] = trainer.max_epochs
+            stages = ("train/", "test/", *(["val/"] if self._validated_at == trainer.global_step else []))
             record["metrics"] = {
-                name: float(value)
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith(("train/", "val/", "test/"))
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(stages)
             }
             describe = getattr(trainer.datamodule, "record", None)
             if describe is not None:

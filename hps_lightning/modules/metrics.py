@@ -19,7 +19,8 @@ class ImageMean(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("images", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        # Whole numbers stay whole where Lightning turns a module to half precision, in which 257 is none.
+        self.add_state("images", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, images: int) -> None:
         """Adds a batch.
@@ -29,7 +30,7 @@ class ImageMean(Metric):
             images: number of images in it.
         """
         # Not in place: `Trainer.validate` leaves tensors of inference mode, which a training afterwards may not change.
-        self.total = self.total + mean * images
+        self.total = self.total.float() + mean.float() * images
         self.images = self.images + images
 
     def compute(self) -> Tensor:

@@ -10,7 +10,7 @@ from hps_lightning.checkpoint import load_classifier, read_checkpoint, write_who
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, HPSClassifier, MobileNetClassifier
 
-from .tiny import ARGUMENTS, LIGHTNING_WARNINGS, TinyData, tiny, tiny_trainer
+from .tiny import ARGUMENTS, LIGHTNING_WARNINGS, RESUME_WARNING, TinyData, tiny, tiny_trainer
 
 pytestmark = list(LIGHTNING_WARNINGS)
 
@@ -217,3 +217,11 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(UserError, match=rf"^Distillation: {argument} must be .*, got {value}\.$"):
         Distillation("teacher.ckpt", **{argument: value})
+
+
+@RESUME_WARNING
+def test_an_evaluation_of_what_was_taught_needs_no_teacher(tmp_path, teacher):
+    taught = fit(tmp_path, tiny(), Distillation(teacher), max_epochs=1)
+    taught.save_checkpoint(tmp_path / "taught.ckpt")
+    trainer = tiny_trainer(tmp_path, Distillation("gone.ckpt"), logger=False)
+    assert trainer.validate(tiny(), TinyData(), ckpt_path=tmp_path / "taught.ckpt", weights_only=True)

@@ -20,6 +20,14 @@ from tests.cli.conftest import TINY
         (["fit", "--model", "hps", "--data.batch_size", "9999", "--data.dataset=digits"], ["9999", "training images"]),
         (["fit", "--model", "hps", "--trainer.limit_train_batches=0", "--data.dataset=digits"], ["no batch to train"]),
         (["fit", "--model", "hps", "--trainer.max_epochs=0", "--data.dataset=digits"], ["trainer.max_epochs 0"]),
+        (
+            ["fit", "--model", "hps", "--trainer.overfit_batches=2", "--data.dataset=digits"],
+            ["trainer.overfit_batches 2", "trainer.limit_train_batches"],
+        ),
+        (
+            ["fit", "--model", "hps", "--trainer.sync_batchnorm=true", "--data.dataset=digits"],
+            ["trainer.sync_batchnorm", "GPUs"],
+        ),
         (["fit", "--model", "hps", "--optimizer", "torch.optim.SparseAdam", "--data.dataset=digits"], ["SparseAdam"]),
         (["fit", "--model", "hps", "--data.batch_size", "many"], ["data.batch_size", "many"]),
         (["fit", "--model", "hps", "--data.root", "/nowhere/at/all"], ["/nowhere/at/all", "Ways out"]),

@@ -3,8 +3,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from hps_lightning.data import augmentation
 from hps_lightning.data.augmentation import Augmentation, cutout, random_crop, random_flip
 from hps_lightning.errors import UserError
 
@@ -180,6 +182,20 @@ def test_policies_change_images_and_keep_labels(policy):
     changed = [not torch.equal(before, after) for before, after in zip(images, augmented, strict=True)]
     assert sum(changed) > 8
     assert torch.equal(labels, _labels(16))
+
+
+def test_augmix_draws_on_the_cpu_wherever_the_images_lie(monkeypatch):
+    drawn = []
+
+    def draw(params):
+        drawn.append(params.device.type)
+        return params
+
+    monkeypatch.setattr(torch, "_sample_dirichlet", draw)
+    # Stands for a GPU where there is none.
+    with FakeTensorMode():
+        given = augmentation._POLICIES["augmix"]()._sample_dirichlet(torch.ones(2, 3, device="cuda"))
+    assert (drawn, given.device.type) == (["cpu"], "cuda")
 
 
 def test_color_jitter_acts_image_by_image():

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from hps_lightning.data import ImageDataModule, datamodule
 from hps_lightning.errors import UserError
@@ -63,6 +66,31 @@ def test_nothing_is_augmented_but_what_trains():
     later = torch.cat([images for images, _ in loader])
     assert images.shape == later.shape
     assert not torch.equal(*(batch.flatten(1).sum(1).sort().values for batch in (images, later)))
+
+
+def test_an_evaluation_leaves_a_training_after_it_no_epoch_to_go_on_in():
+    data = ImageDataModule("digits", batch_size=64)
+    data.setup("fit")
+    batches = len(data.train_dataloader())
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), global_rank=0, world_size=1, overfit_batches=0)
+    data.load_state_dict({"epoch": 0, "batches": 3, "batch_size": 64})
+    assert len(list(data.train_dataloader())) == batches
+    data.trainer.state.fn = "fit"
+    data.load_state_dict({"epoch": 0, "batches": 3, "batch_size": 64})
+    assert len(list(data.train_dataloader())) == batches - 3
+
+
+def test_batches_of_more_than_all_images_are_refused_after_a_validation_too():
+    data = ImageDataModule("digits", batch_size=2000)
+    data.setup("validate")
+    with pytest.raises(UserError, match=r"data\.batch_size 2000 is more than"):
+        data.setup("fit")
+
+
+def test_overfitting_some_batches_is_refused_with_the_way_out():
+    data = ImageDataModule("digits")
+    with pytest.raises(UserError, match=r"overfit_batches 2.*limit_train_batches"):
+        data.check_trainer(Trainer(accelerator="cpu", overfit_batches=2, logger=False, enable_checkpointing=False))
 
 
 @pytest.mark.parametrize(

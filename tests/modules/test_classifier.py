@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hps_lightning import __version__
+from hps_lightning.callbacks import Resume
 from hps_lightning.engine import NativeUnavailableError
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_FORMAT, RECORD_KEY, HPSClassifier, ImageClassifier
@@ -239,6 +240,100 @@ def test_plateau_watches_the_training_where_no_validation_is_given():
     trainer = _trainer(max_epochs=2)
     trainer.fit(module, _loader())
     assert trainer.lr_scheduler_configs[0].monitor == "train/loss"
+
+
+def _plateau(*callbacks, **arguments):
+    """A trainer, a module whose metric never gets better, so that each look halves the rate, and the steps' rates."""
+    schedule = {"monitor": "val/top5", "mode": "max", "patience": 0, "factor": 0.5}
+    torch.manual_seed(0)
+    module = _linear(optimizer=_sgd(1e-6), lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": schedule})
+    trainer = _trainer(callbacks=[Rates(), Resume(), *callbacks], num_sanity_val_steps=0, max_epochs=6, **arguments)
+    return trainer, module, trainer.callbacks[0].seen
+
+
+@pytest.mark.parametrize(("arguments", "looks"), [
+    ({"check_val_every_n_epoch": 1}, [1, 2, 3, 4, 5]),
+    ({"check_val_every_n_epoch": 2}, [2, 4]),
+    ({"check_val_every_n_epoch": 7}, []),
+    ({"val_check_interval": 0.4}, [1, 2, 3, 4, 5]),
+    ({"val_check_interval": 7, "check_val_every_n_epoch": None}, [2, 3, 5]),
+])  # fmt: skip
+def test_plateau_looks_once_at_each_validation(arguments, looks):
+    trainer, module, rates = _plateau(**arguments)
+    trainer.fit(module, _loader(), _loader())
+    epochs = [rates[5 * epoch] for epoch in range(6)]
+    # The first look has nothing to compare with.
+    expected = [1e-6 * 0.5 ** max(0, sum(look <= epoch for look in looks) - 1) for epoch in range(6)]
+    assert epochs == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
+def test_plateau_knows_after_an_interruption_whether_the_epoch_has_validated(tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            # After the epoch's one validation, and before its end.
+            if trainer.global_step == 14:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    arguments = {"val_check_interval": 3}
+    trainer, module, whole = _plateau(Save(), **arguments)
+    trainer.fit(module, _loader(), _loader())
+    trainer, module, rest = _plateau(**arguments)
+    trainer.fit(module, _loader(), _loader(), ckpt_path=tmp_path / "inside.ckpt", weights_only=True)
+    assert len(set(whole)) > 3
+    assert rest == pytest.approx(whole[-len(rest) :])
+
+
+def test_a_record_tells_of_a_validation_of_the_very_weights_alone():
+    told = {}
+
+    class Ask(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            told[trainer.global_step] = "val/accuracy" in pl_module.record()["metrics"]
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            told[trainer.global_step] = "val/accuracy" in pl_module.record()["metrics"]
+
+    trainer = _trainer(max_epochs=4, check_val_every_n_epoch=2, callbacks=[Ask()])
+    trainer.fit(_linear(), _loader(), _loader())
+    assert [step for step, validated in told.items() if validated] == [10, 20]
+    assert len(told) == 20
+
+
+def test_batches_whose_gradients_accumulate_drop_apart(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    masks = []
+
+    class Mask(nn.Module):
+        def forward(self, images):
+            masks.append(F.dropout(torch.ones(64), 0.5, self.training))
+            return images
+
+    def fit(accumulate):
+        masks.clear()
+        module = ImageClassifier(nn.Sequential(Mask(), nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)), CLASSES)
+        _trainer(max_epochs=1, accumulate_grad_batches=accumulate).fit(module, _loader())
+        return [mask.tolist() for mask in masks]
+
+    first, second = fit(2), fit(2)
+    assert first == second
+    assert len({tuple(mask) for mask in first}) == 5
+    # The first of each step drops what it drops without accumulation.
+    assert [first[0], first[2], first[4]] == fit(1)[:3]
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
+def test_a_module_that_is_fitted_again_inside_an_epoch_logs_it(tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    module = _linear()
+    _trainer(max_epochs=1, callbacks=[Save()]).fit(module, _loader())
+    again = _trainer(max_epochs=1)
+    again.fit(module, _loader(), ckpt_path=tmp_path / "inside.ckpt", weights_only=True)
+    assert "train/loss" in again.callback_metrics
 
 
 def test_the_default_optimizer_is_the_paper_s():
