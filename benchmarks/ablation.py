@@ -78,6 +78,7 @@ def main() -> int:
     changes = {BASE: "", **plan["changes"]}
     head = {"config": plan["config"], "base": plan["base"], "versions": versions()}
     output = arguments.output.with_suffix(".json")
+    output.parent.mkdir(parents=True, exist_ok=True)
 
     def training(seed: int, name: str) -> Training:
         folder = RUNS / arguments.plan.stem / re.sub(r"\W+", "-", name) / f"seed_{seed}"

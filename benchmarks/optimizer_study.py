@@ -297,6 +297,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="where to write the results, without extension")
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), arguments.output.with_suffix(".json"))
         for settings in (study.tuning, study.comparison, study.changes):

@@ -24,11 +24,10 @@ import yaml
 
 from hps_lightning import zoo
 from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weights
-from hps_lightning.cli.runs import run_of
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
-from hps_lightning.modules import RECORD_KEY
+from hps_lightning.modules import CLASSIFIERS, RECORD_KEY
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 FIXED = 1000
@@ -47,6 +46,21 @@ def right_answers(checkpoint: Path) -> torch.Tensor:
             module(normalise(images, record["mean"], record["std"])).argmax(1) for images in test.images.split(500)
         ]
     return torch.cat(predicted) == test.labels
+
+
+def _name(run: Path, source: Path) -> str:
+    """NAME-DATASET, as the zoo calls the network.
+
+    Raises:
+        UserError: the zoo does not know it.
+    """
+    record = read_checkpoint(source)[RECORD_KEY]
+    model = record["model"]
+    family = next(key for key, value in CLASSIFIERS.items() if value.__name__ == model["class_path"])
+    name = zoo.find_name(family, model["init_args"])
+    if name is None:
+        raise UserError(f"{run} trained a network without a name of its own in `hps models`; keep it by --into.")
+    return f"{name}-{record['dataset']}"
 
 
 def _finished(run: Path) -> Path:
@@ -88,24 +102,30 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
             ``NAME-DATASET.ckpt``, ``.json`` and ``.yaml`` in ``checkpoints/``.
 
     Raises:
-        UserError: a training is not finished, not of the protocol "full", or differs from the
-            first in more than its seed.
+        UserError: a training is not finished, not of the protocol "full", differs from the
+            first in more than its seed, or is of a network that has no name to be published by.
     """
     sources = [_finished(run) for run in runs]
     configs = [_config(run) for run in runs]
     for run, config in zip(runs, configs, strict=True):
         if _training(config) != _training(configs[0]):
             raise UserError(f"{run} differs from {runs[0]} in more than its seed; publish it by itself.")
-    name = run_of(sources[0]).name
+    teachers = [read_checkpoint(source)[RECORD_KEY].get("distillation") for source in sources]
+    for run, teacher in zip(runs, teachers, strict=True):
+        if teacher != teachers[0]:
+            raise UserError(f"{run} had another teacher than {runs[0]}; publish it by itself.")
     if into is None:
+        name = _name(runs[0], sources[0])
         weights, benchmark, written_config = (FOLDER / f"{name}{suffix}" for suffix in (".ckpt", ".json", ".yaml"))
     else:
+        name = str(runs[0])
         weights, benchmark, written_config = (into / file for file in ("weights.ckpt", "benchmark.json", "config.yaml"))
+    path = runs[0] / "benchmark.json"
+    if not path.is_file():
+        raise UserError(f"There is no {path}; what a training measured is written at its end.")
+    facts = json.loads(path.read_text(encoding="utf-8"))
     # Measured first, so that nothing is replaced where the images are missing.
     right = [right_answers(source) for source in sources]
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(sources[0], weights)
-    facts = json.loads((runs[0] / "benchmark.json").read_text(encoding="utf-8"))
     # The single epochs stay with the run.
     del facts["epochs"]
     facts["command"] = command
@@ -119,6 +139,8 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
         {"seed": config["seed_everything"], "correct": int(of_seed.sum())}
         for of_seed, config in zip(right, configs, strict=True)
     ]
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(sources[0], weights)
     benchmark.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     written_config.write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
     return name

@@ -60,6 +60,29 @@ def train(config: str, epochs: int, seed: int, folder: Path) -> dict[str, Any]:
     return {"epochs": epochs, "seed": seed, "seconds": seconds, "accuracy": accuracy}
 
 
+def _folder(model: str, epochs: int, seed: int) -> Path:
+    return RUNS / f"{model}-{epochs}-{seed}"
+
+
+def _check(arguments: argparse.Namespace) -> float:
+    """Finds before hours of training what would spoil them; returns the paper's accuracy, 0 to 1.
+
+    Raises:
+        UserError: something would.
+    """
+    published = zoo.find_variant(arguments.model).published("cifar10")
+    if published is None:
+        raise UserError(f"the paper has no accuracy of {arguments.model} on CIFAR-10")
+    if len(set(arguments.epochs)) < len(arguments.epochs):
+        raise UserError(f"--epochs {' '.join(map(str, arguments.epochs))}: a length stands there twice")
+    for epochs in arguments.epochs:
+        for folder in (_folder(arguments.model, epochs, seed) for seed in range(arguments.seeds)):
+            if folder.exists():
+                raise UserError(f"{folder} holds an earlier training; remove it first")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    return published.accuracy / 100
+
+
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,17 +92,18 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each length (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
     arguments = parser.parse_args()
-    variant = zoo.find_variant(arguments.model)
-    target = variant.published("cifar10").accuracy / 100
     size = DATASETS["cifar10"].train_size
     trainings: list[dict[str, Any]] = []
     try:
+        target = _check(arguments)
         rates = reference_rates(arguments.model)
         for epochs in arguments.epochs:
             for seed in range(arguments.seeds):
-                folder = RUNS / f"{arguments.model}-{epochs}-{seed}"
+                folder = _folder(arguments.model, epochs, seed)
                 training = train(arguments.config or f"fast/{arguments.model}.yaml", epochs, seed, folder)
                 trainings.append(training)
+                # Kept at once: the end may be hours away.
+                arguments.output.write_text(json.dumps({"trainings": trainings}, indent=1) + "\n", encoding="utf-8")
                 print(
                     f"{epochs} epochs, seed {seed}: {100 * training['accuracy']:.2f} % (paper {100 * target:.2f} %) "
                     f"in {training['seconds'] / 60:.1f} min",

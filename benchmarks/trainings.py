@@ -41,7 +41,7 @@ class Training:
             ``seed``, ``seconds_per_epoch``, ``peak_bytes`` of the process, and :data:`FIGURES`.
 
         Raises:
-            RuntimeError: `hps fit` failed.
+            RuntimeError: `hps fit` failed, or did not validate.
         """
         command = ["hps", "fit", "--config", self.config, *shlex.split(self.options)]
         command += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.folder)]
@@ -53,6 +53,11 @@ class Training:
             raise RuntimeError(f"{shlex.join(command)} failed; see {self.folder / 'fit.log'}")
         newest = max(self.folder.glob("**/benchmark.json"), key=lambda path: path.stat().st_mtime)
         facts = json.loads(newest.read_text(encoding="utf-8"))
+        missing = [name for name in FIGURES if name not in facts["metrics"]["final"]]
+        if missing:
+            raise RuntimeError(
+                f"{shlex.join(command)} has measured no {missing[0]}; a study compares on --data.protocol holdout"
+            )
         return {
             "seed": self.seed,
             "seconds_per_epoch": facts["time"]["train_seconds"],
@@ -78,10 +83,10 @@ def run_all(
     threads = max(1, torch.get_num_threads() // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         under_way = {pool.submit(training.run, threads): key for key, training in trainings.items()}
-        for done in as_completed(under_way):
-            try:
-                figures = done.result()
-            except RuntimeError:
-                pool.shutdown(cancel_futures=True)
-                raise
-            finished(under_way[done], figures)
+        try:
+            for done in as_completed(under_way):
+                finished(under_way[done], done.result())
+        except BaseException:
+            # Else leaving the block would wait for all that has not begun, Ctrl+C or not.
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -20,6 +20,7 @@ from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_tabl
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
 from hps_lightning.checkpoint import load_classifier
 from hps_lightning.cli.recovery import open_checkpoint
+from hps_lightning.cli.restore import reachable_root
 from hps_lightning.cli.runs import RUNS
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError
@@ -66,23 +67,28 @@ def run_export(argv: list[str]) -> int:
         default=True,
         help="fold batch norms into convolutions, for the same answers in less time (default: yes)",
     )
-    parser.add_argument("--data.root", dest="root", help="where the data set lies, as for `hps fit`")
+    parser.add_argument(
+        "--data.root",
+        dest="root",
+        help="where the data set lies (default: where it lay for the training, else as for `hps fit`)",
+    )
     arguments = parser.parse_args(argv)
     if not arguments.replace:
         refuse_full_directory(arguments.output)
     checkpoint, content = open_checkpoint(arguments.ckpt_path, Path(RUNS))
     record = content[RECORD_KEY]
+    root = arguments.root or reachable_root(record)
     network = load_classifier(checkpoint).network.to(memory_format=torch.contiguous_format)
     manifest = describe(network, record)
     models: dict[str, bytes] = {}
     if "onnx" in arguments.formats:
         models[_FLOAT32] = export_onnx(network, manifest, arguments.preprocessing, arguments.fold)
     if "int8" in arguments.formats:
-        models[_INT8] = export_int8(network, manifest, _calibration(record, arguments.root), arguments.preprocessing)
+        models[_INT8] = export_int8(network, manifest, _calibration(record, root), arguments.preprocessing)
     rows: list[dict[str, Any]] = []
     metric = next((name for name in ("test/accuracy", "val/accuracy") if name in record.get("metrics", {})), None)
     if models:
-        test = _test_images(record, arguments.root)
+        test = _test_images(record, root)
         rows = [{"file": _FILES[row["format"]], **row} for row in compare_formats(network, manifest, models, test)]
         if test is not None:
             metric = "test/accuracy"

@@ -1,7 +1,8 @@
 """What a command takes from a checkpoint: its network, its data, and the run that it goes on with."""
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,21 @@ def restore(
     found = foreign({"data": data})
     if found is not None:
         raise UserError(f"{path} is refused: {found}.")
-    if data.get("root") and not Path(data["root"]).exists():
-        data["root"] = None
+    data["root"] = reachable_root(record)
     before: list[tuple[str, str | None]] = []
-    if command == "fit" and run is not None and (run.directory / "config.yaml").is_file():
-        before.append(
-            ("--config", json.dumps(read_run_config(run.directory / "config.yaml", own_words(typed or tokens))))
+    own = _config_of(path)
+    if command == "fit" and own is not None:
+        before.append(("--config", json.dumps(read_run_config(own, own_words(typed or tokens)))))
+    elif command == "fit" and not {"--config", "-c"} & options.keys():
+        raise UserError(
+            f"{path} lies outside its run, whose config.yaml says how it was trained. Continue the one in the run, or "
+            "say it again: --config RUN/config.yaml."
         )
     before += [("--config", json.dumps({"data": data}))]
     mine: list[tuple[str, str | None]] = []
     for option, value in pairs:
         mine.append((option, str(path) if option == "--ckpt_path" else value))
-        if option in ("--config", "-c") and run is not None and _same_file(value, run.directory / "config.yaml"):
+        if option in ("--config", "-c") and own is not None and _same_file(value, own):
             # The user has said that he trusts it; the data are the checkpoint's all the same.
             mine.append(("--config", json.dumps({"data": data})))
     clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
@@ -113,6 +117,20 @@ def restore(
     if command == "fit":
         print(f"Continuing {path} exactly where it stopped.")
     return join_options([*before, *mine, *after]), record, run
+
+
+def reachable_root(record: Mapping[str, Any]) -> str | None:
+    """The folder of the data set that a checkpoint's training was given, if it is there."""
+    root = (record.get("data") or {}).get("root")
+    # Not by pathlib, which raises where a folder on the way is another user's.
+    return root if root and os.path.exists(root) else None
+
+
+def _config_of(checkpoint: Path) -> Path | None:
+    """The configuration that a run holds beside its checkpoints, whatever its folder is called by now."""
+    folder = checkpoint.absolute().parent
+    path = folder.parent / "config.yaml"
+    return path if folder.name == "checkpoints" and path.is_file() else None
 
 
 def _same_file(name: str | None, path: Path) -> bool:

@@ -139,8 +139,9 @@ def run_test_seeds(directory: Path, argv: list[str]) -> int:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures[seed] = finite({name: value for name, value in metrics.items() if name.startswith("test/")})
     group.test = {"arguments": others, "figures": figures, "summary": summarise(list(figures.values()))}
-    group.save()
     print_figures(f"{_trainings(group.seeds)}: test of the last epoch", group.seeds, figures)
+    # Last, since the folder may not be ours to write to.
+    group.save()
     print(f"\nKept in {directory / GROUP_FILE}.")
     return 0
 
@@ -223,7 +224,7 @@ def _training(group: SeedGroup, seed: int) -> list[str]:
     checkpoint = group.last_checkpoint(seed)
     if checkpoint.is_file():
         # The config is the user's own, as that beside a checkpoint need not be: see `cli.run_config`.
-        own = [f"--config={group.config_path}", f"--seed_everything={seed}", "--init_weights=null"]
+        own = [f"--config={group.config_path}", f"--seed_everything={seed}"]
         return ["fit", f"--ckpt_path={open_or_replace(checkpoint, resumable=True)[0]}", *own]
     # Below the network's folder, so that TensorBoard shows it as NAME/seeds_K/seed_S.
     version = f"{group.directory.name}/{group.run_directory(seed).name}"

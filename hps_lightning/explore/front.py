@@ -141,6 +141,13 @@ def nothing_meets(rows: Sequence[Row], limits: Mapping[str, float]) -> UserError
         failed = next((row for row in rows if row.note and row.state == "failed"), None)
         why = f" Trial {failed.number} failed: {failed.note}" if failed else ""
         return UserError(f"No trial of the study is done.{why}")
+    unknown = [name for name in limits if not any(name in row.values for row in rows)]
+    if unknown and any(row.values for row in rows):
+        measured = ", ".join(name for name in QUANTITIES if any(name in row.values for row in rows))
+        return UserError(
+            f"This study has not measured {', '.join(unknown)}, only {measured}. What is to be chosen by must be among "
+            "the objectives or limits of its config."
+        )
     parts = []
     for name in limits:
         known = [row for row in rows if name in row.values]

@@ -45,6 +45,14 @@ def plot_names(results: Path | None) -> list[str]:
     return ["time", *(f"{kind}-{dataset}" for kind in ("size", "curves") for dataset in plots.TITLES), *studies]
 
 
+def _earlier_names(output: Path) -> set[str]:
+    """The names of pictures in an earlier report that the results at hand need not give again."""
+    if not (output / MARKDOWN_FILE).is_file():
+        return set()
+    patterns = (f"{kind}-*{suffix}" for kind in ("optimizers", "exploration") for suffix in plots.FORMATS)
+    return {path.name for pattern in patterns for path in output.glob(pattern)}
+
+
 def write_report(output: Path, checkpoints: Path, results: Path | None, curves: Sequence[tuple[Run, str]]) -> list[str]:
     """Makes the report and puts it in the place of an earlier one, whole or not at all.
 
@@ -63,6 +71,7 @@ def write_report(output: Path, checkpoints: Path, results: Path | None, curves: 
     """
     names = {MARKDOWN_FILE, HTML_FILE, TABLES_FILE}
     names |= {name + suffix for name in plot_names(results) for suffix in plots.FORMATS}
+    names |= _earlier_names(output)
     unknown = {run.dataset for run, _ in curves} - set(plots.TITLES)
     if unknown:
         raise UserError(f"No data set is called {min(unknown)!r}; runs are of {', '.join(plots.TITLES)}.")

@@ -68,6 +68,24 @@ def test_pytorch_alone_needs_no_images(hps, checkpoint, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.onnx"))
 
 
+def test_images_are_looked_for_where_the_training_found_them(hps, checkpoint, tmp_path, monkeypatch):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hps_lightning"]["data"]["root"] = str(tmp_path)
+    torch.save(content, tmp_path / "trained_there.ckpt")
+    roots = []
+
+    def look(dataset, split, root):
+        roots.append(root)
+        raise exporting.UserError("There are none.")
+
+    monkeypatch.setattr(exporting, "load_images", look)
+    for options in ([], ["--data.root=elsewhere"]):
+        call = ["export", "--ckpt_path=trained_there.ckpt", "--output=bundle", "--formats=onnx", "--replace", *options]
+        status, _, err = hps(*call)
+        assert status == 0, err
+    assert roots == [str(tmp_path), "elsewhere"]
+
+
 def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpoint, tmp_path, monkeypatch):
     def none_here(*_, **__):
         raise exporting.UserError("There are no digits here.")

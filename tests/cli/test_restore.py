@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 
 from hps_lightning.cli.lightning import TrainingPlan, run_cli
-from hps_lightning.cli.restore import with_recipe
+from hps_lightning.cli.restore import reachable_root, with_recipe
 from hps_lightning.errors import UserError
+from tests.cli.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,28 @@ def test_what_names_a_config_a_checkpoint_or_asks_for_help_stays_as_it_is(argv):
 def test_without_a_network_there_is_nothing_to_train(argv):
     with pytest.raises(UserError, match="needs a network: --config hps"):
         with_recipe(argv)
+
+
+def test_a_folder_of_images_that_nobody_may_look_at_is_not_there():
+    # As another user's home, where looking is an error of its own.
+    assert reachable_root({"data": {"root": "x" * 5000}}) is None
+    assert reachable_root({"data": {"root": None}}) is reachable_root({}) is None
+
+
+@pytest.mark.train
+def test_a_training_goes_on_by_its_own_recipe_wherever_its_run_was_moved(hps, tmp_path):
+    short = [*TINY, "--trainer.limit_train_batches=2", "--optimizer=Adam", "--optimizer.lr=0.003"]
+    status, _, err = hps("fit", "--model=hps", *short, "--trainer.max_epochs=1")
+    assert status == 0, err
+    run = next(tmp_path.glob("runs/*/version_0"))
+    run.rename(tmp_path / "of_last_week")
+    shutil.copy(tmp_path / "of_last_week" / "checkpoints" / "last.ckpt", "alone.ckpt")
+    status, out, err = hps("fit", "--ckpt_path=alone.ckpt")
+    assert (status, out) == (2, "")
+    assert "alone.ckpt lies outside its run" in err
+    assert "--config RUN/config.yaml" in err
+    beside = ["--ckpt_path=of_last_week/checkpoints/last.ckpt"]
+    for options in (beside, ["--ckpt_path=alone.ckpt", "--config=of_last_week/config.yaml"]):
+        status, out, err = hps("fit", *options, "--trainer.max_epochs=2")
+        assert status == 0, err
+        assert "Adam with rate 0.003" in out

@@ -64,6 +64,11 @@ def test_limits_that_none_meets_name_the_nearest():
     assert "size_bytes 100.0 kB (trial 0)" in str(error.value)
 
 
+def test_a_limit_on_what_was_not_measured_says_what_was():
+    with pytest.raises(UserError, match="has not measured latency_ms, only error, size_bytes"):
+        choose(rows((0.3, 100), (0.2, 200)), OBJECTIVES, {"latency_ms": 2})
+
+
 def test_a_trial_that_there_is_not_cannot_be_chosen():
     with pytest.raises(UserError, match="no trial 7"):
         choose(rows((0.3, 100)), OBJECTIVES, {}, 7)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 
@@ -127,6 +128,14 @@ def test_studies_are_told_and_where_there_is_none_that_is_said(report, made, tmp
     text = (tmp_path / "report" / "report.md").read_text()
     assert "No study of ours is recorded" in text
     assert "No exploration of ours is recorded" in text
+
+
+def test_an_earlier_report_on_other_results_is_replaced_with_its_pictures(report, made, tmp_path):
+    folder = tmp_path / "report"
+    shutil.copytree(report, folder)
+    assert list(folder.glob("optimizers-*.png"))
+    write_report(folder, made / "checkpoints", None, [])
+    assert not list(folder.glob("optimizers-*.png"))
 
 
 def test_an_earlier_report_is_replaced_and_anything_else_refused(report, made, tmp_path):

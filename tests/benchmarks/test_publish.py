@@ -1,0 +1,89 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import publish
+import pytest
+import torch
+
+from hps_lightning.cli import main
+from hps_lightning.errors import UserError
+from hps_lightning.modules import RECORD_KEY
+
+pytestmark = pytest.mark.train
+
+OPTIONS = ["--data.dataset=digits", "--data.protocol=full", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two batches of digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["fit", "--model=hps_06_05x", *OPTIONS]) == 0
+    finally:
+        os.chdir(before)
+    return next(folder.glob("runs/*/version_0"))
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "hps_06_05x-digits" / "version_0"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "FOLDER", tmp_path / "published")
+    return tmp_path / "published"
+
+
+def change(run, **said):
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content[RECORD_KEY].update(said)
+    torch.save(content, path)
+
+
+def test_weights_facts_and_configuration_are_published_under_the_zoos_name(run, folder):
+    assert publish.publish([run], "hps fit ...") == "hps_06_05x-digits"
+    assert {path.name for path in folder.iterdir()} == {
+        f"hps_06_05x-digits.{kind}" for kind in ("ckpt", "json", "yaml")
+    }
+    facts = json.loads((folder / "hps_06_05x-digits.json").read_text())
+    assert facts["command"] == "hps fit ..."
+    assert facts["test"]["correct"] == round(facts["test"]["accuracy"] * facts["test"]["images"])
+    assert [seed["correct"] for seed in facts["seeds"]] == [facts["test"]["correct"]]
+
+
+def test_a_seed_with_another_teacher_is_another_training(run, folder, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "runs" / "hps_06_05x-digits" / "version_1"))
+    publish.publish([run, other], "hps fit ...")
+    change(other, distillation={"teacher": {"sha256": "0"}})
+    with pytest.raises(UserError, match="version_1 had another teacher than"):
+        publish.publish([run, other], "hps fit ...")
+
+
+@pytest.mark.parametrize("spoil", ["no facts", "no name", "hold-out", "unfinished"])
+def test_what_cannot_be_published_replaces_nothing(run, folder, spoil):
+    publish.publish([run], "hps fit ...")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if spoil == "no facts":
+        (run / "benchmark.json").unlink()
+    elif spoil == "no name":
+        model = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[RECORD_KEY]["model"]
+        change(run, model={**model, "init_args": {**model["init_args"], "width": 0.51}})
+    else:
+        change(run, **({"protocol": "holdout"} if spoil == "hold-out" else {"max_epochs": 9}))
+    with pytest.raises(UserError):
+        publish.publish([run], "hps fit again")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_result_that_is_not_published_may_have_any_network(run, tmp_path):
+    model = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)[RECORD_KEY]["model"]
+    change(run, model={**model, "init_args": {**model["init_args"], "label_smoothing": 0.3}})
+    publish.publish([run], "hps fit ...", tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"weights.ckpt", "benchmark.json", "config.yaml"}
