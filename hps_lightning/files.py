@@ -35,7 +35,8 @@ def replaced_whole(path: Path) -> Iterator[Path]:
     aside, descriptor = _made_aside(path)
     try:
         yield aside
-        with open(aside, "rb") as file:
+        # Windows flushes no file that is open for reading alone.
+        with open(aside, "rb+") as file:
             # Else a power cut can leave the new name with an empty file behind it.
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.callbacks import (
@@ -270,8 +271,9 @@ class HPSCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
-        if self.subcommand != "fit" and trainer.devices == "auto":
-            # Several devices would share batches out evenly, and count some images twice.
+        if trainer.devices == "auto" and (self.subcommand != "fit" or not _is_launched(trainer)):
+            # All GPUs of a host would train another recipe, each with batch norms of its share alone; evaluation on
+            # several would count some images twice.
             trainer.devices = 1
         if "weights_only" in config:
             if config.weights_only is False:
@@ -434,6 +436,11 @@ def _check_trainer(trainer: jsonargparse.Namespace) -> None:
     for name, why in (("enable_checkpointing", "writes checkpoints"), ("barebones", "writes checkpoints and logs")):
         if trainer[name] is (name == "barebones"):
             raise UserError(f"trainer.{name} {str(trainer[name]).lower()}: a training here {why}; leave it out.")
+
+
+def _is_launched(trainer: jsonargparse.Namespace) -> bool:
+    """Whether torchrun or SLURM has started this process as one of several, or several hosts are to train."""
+    return trainer.num_nodes != 1 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:

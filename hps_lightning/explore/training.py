@@ -80,6 +80,23 @@ class Correspondent(Callback):
             trainer.should_stop = True
 
 
+class _TrialCLI(HPSCLI):
+    """`hps fit` for one trial."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would start further processes by the worker's own command line."""
+        super().before_instantiate_classes()
+        devices = self.config[self.subcommand].trainer.devices
+        named = devices if isinstance(devices, list) else [one for one in str(devices).split(",") if one.strip()]
+        # A number alone counts devices; a list, or a number with a comma, names them.
+        counts = not isinstance(devices, list) and "," not in str(devices)
+        if len(named) > 1 or (counts and named != ["1"]):
+            raise UserError(
+                f"trainer.devices {devices}: a trial trains on one device; start as many workers as there are devices "
+                "instead, each with its own, such as --trainer.devices 0, and --trainer.devices 1, for two GPUs."
+            )
+
+
 def train(
     connection: multiprocessing.connection.Connection,
     argv: list[str],
@@ -106,7 +123,7 @@ def train(
     threading.Thread(target=_end_with_worker, daemon=True).start()
     _redirect(log)
     try:
-        run_cli("fit", argv, partial(HPSCLI, callbacks=[Correspondent(connection, measured)]))
+        run_cli("fit", argv, partial(_TrialCLI, callbacks=[Correspondent(connection, measured)]))
         last = ("done", None)
     except _DeclinedError:
         last = ("declined", None)

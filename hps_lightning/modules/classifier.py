@@ -145,6 +145,8 @@ class ImageClassifier(LightningModule):
             torch.default_generator.manual_seed(steps)
             if self.device.type == "cuda":
                 torch.cuda.manual_seed(steps)
+            elif self.device.type == "mps":
+                torch.mps.manual_seed(steps)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing."""

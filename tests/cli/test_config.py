@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from hps_lightning.cli.arguments import CLASSIFIER_NAMES, OPTIMIZER_CONFIGS, SCHEDULE_CONFIGS
+from hps_lightning.cli.lightning import TrainingPlan, run_cli
 from hps_lightning.optim import build_optimizer, make_schedule
 from hps_lightning.zoo import ZOO
 
@@ -99,3 +100,20 @@ def test_every_network_of_the_zoo_can_be_named(hps, name, config):
     model = printed(hps, *config, f"--model={name}")["model"]
     assert model["class_path"].endswith(f".{CLASSIFIER_NAMES[ZOO[name].family]}")
     assert {key: model["init_args"][key] for key in ZOO[name].arguments} == ZOO[name].arguments
+
+
+@pytest.mark.parametrize(("options", "environment", "devices"), [
+    ([], {}, 1),
+    (["--trainer.devices=2"], {}, "2"),
+    (["--trainer.num_nodes=2"], {}, "auto"),
+    ([], {"TORCHELASTIC_RUN_ID": "job", "GROUP_RANK": "0"}, "auto"),
+    ([], {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job"}, "auto"),
+])  # fmt: skip
+def test_a_training_takes_one_device_unless_it_is_told_otherwise(monkeypatch, options, environment, devices):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    argv = ["--model=hps", "--data.dataset=digits", "--trainer.accelerator=cpu", *options]
+    # As each command does before it builds anything.
+    plan = run_cli("fit", argv, TrainingPlan)
+    plan.before_instantiate_classes()
+    assert plan.config.fit.trainer.devices == devices

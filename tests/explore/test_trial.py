@@ -50,6 +50,12 @@ def test_a_training_tells_how_it_goes_and_stops_when_told_to(tmp_path):
     assert len(json.loads((folder.run / "benchmark.json").read_text())["epochs"]) == 2, "a copy went on"
 
 
+@pytest.mark.parametrize("devices", ["2", "-1", "0,1", "[0,1]"])
+def test_several_devices_for_one_trial_are_refused(devices):
+    with pytest.raises(UserError, match="a trial trains on one device"):
+        run_training([*FIT, f"--trainer.devices={devices}"], refuse)
+
+
 @pytest.mark.train
 def test_a_network_that_is_not_wanted_is_not_trained(tmp_path):
     folder = TrialFolder(tmp_path, 0)
