@@ -367,8 +367,9 @@ def soak(
     whole, killed = Training(argv, folder / "whole", threads), Training(argv, folder / "killed", threads)
     whole.go_on()
     steps = torch.load(whole.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    seconds = json.loads((whole.run / "benchmark.json").read_text(encoding="utf-8"))["time"]["total_seconds"]
-    for kill in plan(kills, steps, seconds / steps, random.Random(seed)):
+    time = json.loads((whole.run / "benchmark.json").read_text(encoding="utf-8"))["time"]
+    # The median epoch's: with the first step, and whatever else held one up, a kill might come after the end.
+    for kill in plan(kills, steps, time["epoch_seconds"] * time["epochs"] / steps, random.Random(seed)):
         if not killed.survive(kill):
             break
     else:

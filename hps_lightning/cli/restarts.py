@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         name: the same after each restart, and no other job's.
-        restarted: whether the scheduler has started it before.
+        restarted: whether the scheduler has started it before, or may have.
     """
 
     name: str
@@ -43,7 +43,8 @@ class Job:
         """That of this process, or None without a scheduler that starts jobs again.
 
         Raises:
-            UserError: torchrun is to start it again on several hosts, and was not told what to call it.
+            UserError: torchrun is to start it again on several hosts, and was not told what to call it, or keeps what
+                dead processes have left.
         """
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         slurm = os.environ.get("SLURM_JOB_ID")
@@ -54,11 +55,14 @@ class Job:
         name = os.environ.get("TORCHELASTIC_RUN_ID")
         if not name:
             return None
+        several = _restarts_on_several_hosts()
+        if several and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            raise UserError(
+                "torchrun --max-restarts on several hosts leaves to the new processes what the dead ones told each "
+                "other; start it on each host with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ..."
+            )
         if name == "none":
-            if (
-                os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
-                and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-            ):
+            if several:
                 raise UserError(
                     "torchrun --max-restarts on several hosts needs --rdzv_id NAME, a name that no other job has, so "
                     "that all of them find the training again."
@@ -66,7 +70,8 @@ class Job:
             # The folder of this torchrun's logs is its own, and has one of each attempt.
             logs = os.environ.get("TORCHELASTIC_ERROR_FILE", "").split(f"{os.sep}attempt_")[0]
             name = f"none {socket.gethostname()} {logs}"
-        return cls(f"torchrun {name}", attempt != "0")
+        # Each host counts for itself, and not where another one's processes have died: the count may be 0 here.
+        return cls(f"torchrun {name}", several or attempt != "0")
 
     def find_run(self, network: Path, command: Sequence[str]) -> Run | None:
         """The newest run that this job has begun by this command, or None.
@@ -90,6 +95,12 @@ class Job:
 
     def _described(self, command: Sequence[str]) -> dict[str, object]:
         return {"job": self.name, "command": list(command)}
+
+
+def _restarts_on_several_hosts() -> bool:
+    """Whether torchrun may start this process again together with those of other hosts."""
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    return several and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 class JobRecord(Callback):

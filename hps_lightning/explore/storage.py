@@ -1,6 +1,7 @@
 """Where a study is kept: an SQLite or a journal file on one machine, a PostgreSQL for many."""
 
 import contextlib
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from hps_lightning.errors import UserError
@@ -22,6 +25,9 @@ STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
 HEARTBEAT_S = 30
 """Seconds between two signs of life of a worker, if not given."""
 
+WORKER = "worker"
+"""The attribute of a trial that says who trains it, from when it gives signs of life."""
+
 GRACE = 4
 """After how many of them without a sign a worker is taken for dead."""
 
@@ -31,6 +37,26 @@ _SQLITE = "sqlite:///"
 
 class StorageDownError(UserError):
     """The storage does not answer; what the runs' folders hold is safe."""
+
+
+class Retry(RetryHeartbeatStaleTrialCallback):
+    """Puts an interrupted trial back into the queue, with what it knows of its network, but without its worker.
+
+    Args:
+        retries: how often at most.
+    """
+
+    def __init__(self, retries: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(retries, inherit_intermediate_values=True)
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Puts it there."""
+        trial = copy.copy(trial)
+        # Else who takes it up, and dies before the first sign of life, would be taken for a worker that lives.
+        trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != WORKER}
+        super().__call__(study, trial)
 
 
 def default_url(runs: Path, study: str) -> str:
@@ -126,7 +152,7 @@ def _database(url: str, retries: int, heartbeat_s: int) -> RDBStorage:
         engine_kwargs=arguments,
         heartbeat_interval=heartbeat_s,
         grace_period=GRACE * heartbeat_s,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(retries, inherit_intermediate_values=True),
+        heartbeat_stale_trial_callback=Retry(retries),
     )
 
 

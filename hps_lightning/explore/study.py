@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,6 +23,7 @@ from hps_lightning.explore.config import Exploration
 from hps_lightning.explore.samplers import SeededByTrial
 from hps_lightning.explore.storage import (
     STORAGE_ERRORS,
+    Retry,
     alone,
     close_storage,
     is_file,
@@ -263,9 +264,7 @@ def signs_of_life(study: Study, trial: Trial, interval_s: float) -> Iterator[Non
 
 def begin_again(study: Study, trial: FrozenTrial, retries: int) -> None:
     """Puts an interrupted trial, which has been told as failed, back into the queue."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(retries, inherit_intermediate_values=True)(study, trial)
+    Retry(retries)(study, trial)
 
 
 def wait_for(study: Study, seconds: float, interval_s: float = 1.0) -> bool:

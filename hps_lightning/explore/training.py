@@ -86,14 +86,18 @@ class _TrialCLI(HPSCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses what would start further processes by the worker's own command line."""
         super().before_instantiate_classes()
-        devices = self.config[self.subcommand].trainer.devices
+        trainer = self.config[self.subcommand].trainer
+        if trainer.devices == "auto":
+            # Where SLURM has started the worker: it does not train along.
+            trainer.devices = 1
+        devices = trainer.devices
         named = devices if isinstance(devices, list) else [one for one in str(devices).split(",") if one.strip()]
         # A number alone counts devices; a list, or a number with a comma, names them.
         counts = not isinstance(devices, list) and "," not in str(devices)
         if len(named) > 1 or (counts and named != ["1"]):
             raise UserError(
-                f"trainer.devices {devices}: a trial trains on one device; start as many workers as there are devices "
-                "instead, each with its own, such as --trainer.devices 0, and --trainer.devices 1, for two GPUs."
+                f"trainer.devices {devices}: a trial trains on one device. For several GPUs start as many workers, "
+                "each with its own: CUDA_VISIBLE_DEVICES=0 hps explore ..., CUDA_VISIBLE_DEVICES=1 hps explore ..."
             )
 
 

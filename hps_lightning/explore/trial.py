@@ -87,7 +87,8 @@ class TrialFolder:
         aside = self.path / f".{_RUN}.part"
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(other.run, aside)
+            # Without what is being written: it takes its name, or goes, while it is copied.
+            shutil.copytree(other.run, aside, ignore=shutil.ignore_patterns(".*"))
             os.replace(aside, self.run)
         except OSError as error:
             raise UserError(f"{other.run} cannot be copied to {self.run}: {error}") from error

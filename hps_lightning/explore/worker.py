@@ -25,7 +25,7 @@ from hps_lightning.explore.config import Exploration, option_tokens
 from hps_lightning.explore.pruning import dominated
 from hps_lightning.explore.quantities import ERROR, QUANTITIES, excess
 from hps_lightning.explore.space import Corner
-from hps_lightning.explore.storage import GRACE, STORAGE_ERRORS, StorageDownError, is_file, storage_down
+from hps_lightning.explore.storage import GRACE, STORAGE_ERRORS, WORKER, StorageDownError, is_file, storage_down
 from hps_lightning.explore.study import (
     SURPLUS,
     ask,
@@ -38,7 +38,7 @@ from hps_lightning.explore.study import (
 )
 from hps_lightning.explore.trial import TrialFailedError, TrialFolder, run_training
 
-COSTS, CURVE, EPOCHS, FAILURE, OPTIONS, PLACE, SAME_AS, WORKER = (
+COSTS, CURVE, EPOCHS, FAILURE, OPTIONS, PLACE, SAME_AS = (
     "costs",
     "curve",
     "epochs",
@@ -46,10 +46,9 @@ COSTS, CURVE, EPOCHS, FAILURE, OPTIONS, PLACE, SAME_AS, WORKER = (
     "options",
     "folder",
     "same_as",
-    "worker",
 )
 """Attributes of a trial: what its network costs, its error after each epoch, its length, why it failed, its
-options of `hps fit`, its folder, the trial that had the same options, and who trained it."""
+options of `hps fit`, its folder, and the trial that had the same options."""
 
 # Rounding may put a quantity that equals its limit beyond it.
 _MEETS = 1e-9
@@ -262,9 +261,14 @@ class Worker:
                 if is_file(self.url) and TrialFolder(self.folder, trial.number).abandoned():
                     self._declare_dead(trial)
                 continue
-            # Killed before its first sign of life: nothing would ever tell. It had drawn nothing yet.
+            # Killed before its first sign of life: nothing would ever tell.
             since = self._unheard.setdefault(trial.number, time.monotonic())
-            if time.monotonic() - since > GRACE * self.heartbeat_s:
+            if time.monotonic() - since <= GRACE * self.heartbeat_s:
+                continue
+            if _history(trial):
+                self._declare_dead(trial)
+            else:
+                # It had drawn nothing yet.
                 with contextlib.suppress(UpdateFinishedTrialError):
                     self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
                     self.study.tell(trial.number, state=TrialState.FAIL)

@@ -90,7 +90,7 @@ class TestPrinted:
         assert "HPSClassifier(num_classes=10, stages=[1, 1, 1, 1], width=0.1" in text
         assert "Tiny-10, 10 classes, protocol holdout, 16 training images, 12 validation images" in text
         assert "AdamW with rate 0.02, schedule StepLR(step_size=7), 1 epoch\n" in text
-        assert "cpu, precision 32-true, kernels fused\n" in text
+        assert f"cpu, precision 32-true, kernels {model.kernels}\n" in text
 
     def test_says_which_kernels_train(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setenv("HPS_EAGER", "1")

@@ -72,8 +72,12 @@ def test_on_several_hosts_torchrun_must_be_told_a_name(environment):
     environment(TORCHELASTIC_RUN_ID="none", GROUP_WORLD_SIZE="2", TORCHELASTIC_MAX_RESTARTS="3")
     with pytest.raises(UserError, match="needs --rdzv_id NAME"):
         Job.current()
-    environment(TORCHELASTIC_RUN_ID="mine")
-    assert Job.current() == Job("torchrun mine", False)
+    environment(TORCHELASTIC_RUN_ID="mine", TORCHELASTIC_USE_AGENT_STORE="True")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun"):
+        Job.current()
+    environment(TORCHELASTIC_USE_AGENT_STORE="False")
+    # Whose own processes have not died counts no restart.
+    assert Job.current() == Job("torchrun mine", True)
     environment(TORCHELASTIC_RUN_ID="none", TORCHELASTIC_MAX_RESTARTS="0")
     assert not Job.current().restarted
 

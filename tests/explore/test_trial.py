@@ -57,6 +57,23 @@ def test_several_devices_for_one_trial_are_refused(devices):
 
 
 @pytest.mark.train
+def test_a_worker_that_slurm_has_started_trains_on_one_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "exploration")
+    assert run_training([*FIT, "--trainer.logger=false"], lambda name, content: False, measured=None) == "declined"
+
+
+def test_what_is_being_written_is_not_taken_over(tmp_path):
+    mine, dead = TrialFolder(tmp_path, 8), TrialFolder(tmp_path, 7)
+    (dead.run / "checkpoints").mkdir(parents=True)
+    (dead.run / "checkpoints" / "last.ckpt").write_bytes(b"whole")
+    (dead.run / "checkpoints" / ".last.ckpt.0123.part").write_bytes(b"ha")
+    mine.path.mkdir(parents=True)
+    assert mine.take_over([dead])
+    assert [path.name for path in mine.run.rglob("*") if path.is_file()] == ["last.ckpt"]
+
+
+@pytest.mark.train
 def test_a_network_that_is_not_wanted_is_not_trained(tmp_path):
     folder = TrialFolder(tmp_path, 0)
     argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]

@@ -213,6 +213,35 @@ def test_a_dead_workers_trial_is_taken_up_at_once_on_its_machine(tmp_path, train
     assert at_work.study.trials[1].params == at_work.study.trials[0].params
 
 
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_a_worker_that_dies_before_its_first_sign_of_life_keeps_nobody_waiting(tmp_path, storage):
+    url = default_url(tmp_path, "made") if storage == "sqlite" else f"journal:///{tmp_path}/made.log"
+    dead, alive = worker(tmp_path, url=url), worker(tmp_path, url=url)
+    alive.heartbeat_s = 0
+
+    def wait():
+        for _ in range(2):
+            alive._take_up_the_dead()
+
+    # A new trial had drawn nothing, and is none.
+    ask(dead.study)
+    wait()
+    assert states(alive.study) == ["FAIL"]
+    assert alive.study.trials[0].user_attrs == {SURPLUS: True}
+    # One that was taken up from another worker has much to lose.
+    trial = ask(dead.study)
+    trial.set_user_attr("worker", "elsewhere:1")
+    dead.exploration.space.suggest(trial)
+    with TrialFolder(dead.folder, trial.number).lock():
+        pass
+    wait()
+    assert states(alive.study)[1:] == ["FAIL", "WAITING"]
+    ask(dead.study)
+    wait()
+    assert states(alive.study)[1:] == ["FAIL", "FAIL", "WAITING"]
+    assert alive.study.trials[3].params == alive.study.trials[1].params
+
+
 # Threads of one process share the list of ignored warnings, which each puts back; a user's workers are processes.
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_workers_that_begin_together_make_no_trial_too_many(tmp_path, training):
