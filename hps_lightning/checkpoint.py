@@ -135,6 +135,8 @@ def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
     """
     record, weights = checkpoint[RECORD_KEY], checkpoint["state_dict"]
     classifier = classifier_class(record)
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: its weights are no mapping of names to tensors.")
     arguments = record["model"].get("init_args")
     if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
         raise UserError(f"{path} does not say with which arguments its network {classifier.__name__} was made.")
@@ -155,7 +157,7 @@ def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # Arguments of any kind may reach any line of a network.
         raise UserError(f"{path}: its network {classifier.__name__} cannot be built: {error}") from error
-    if not isinstance(weights, dict) or {key: value.shape for key, value in expected.items()} != {
+    if {key: value.shape for key, value in expected.items()} != {
         key: getattr(value, "shape", None) for key, value in weights.items()
     }:
         raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")

@@ -2,6 +2,8 @@
 
 PyTorch's weights-only mode executes nothing either. This is narrower: its list of harmless names
 grows with the libraries that are imported, and it takes any amount of memory that a file asks for.
+Of that this limits what archives and texts ask for; a small file of lists that are copied again and
+again still takes some hundred times its size.
 """
 
 import pickletools
@@ -20,6 +22,9 @@ _NAMES = re.compile(
 
 # These name something by other ways, and no training of ours writes them.
 _OTHER_WAYS = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
+
+# Of characters; a training of HPS-21-1x-v3 comes to a two-hundredth.
+_MOST_COPIED = 2**26
 
 _DEEPEST = 12
 _MOST_VALUES = 20_000
@@ -53,13 +58,20 @@ def foreign_name(path: Path) -> str | None:
         path: of an archive of PyTorch's.
     """
     with zipfile.ZipFile(path) as archive:
-        pickles = [archive.read(member) for member in archive.infolist() if member.filename.endswith(".pkl")]
+        # PyTorch finds a member whatever its letters' case.
+        pickles = [archive.read(member) for member in archive.infolist() if member.filename.lower().endswith(".pkl")]
     return next(filter(None, map(_foreign_name, pickles)), None)
 
 
 def _foreign_name(pickled: bytes) -> str | None:
+    longest, calls = 0, 0
     try:
         for opcode, argument, _ in pickletools.genops(pickled):
+            longest = max(longest, len(argument) if isinstance(argument, str | bytes) else 0)
+            calls += opcode.name == "REDUCE"
+            # A call takes ten bytes, and may copy a text that is as large as the file.
+            if calls * longest > _MOST_COPIED:
+                return "it would take much more memory than it has bytes"
             if opcode.name in _OTHER_WAYS:
                 return f"it names things in a way that no checkpoint does ({opcode.name})"
             if opcode.name == "GLOBAL" and not _NAMES.fullmatch(argument):

@@ -1,6 +1,7 @@
 """The named variants: each is one network class with the arguments that a paper prints."""
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,17 +131,30 @@ ZOO: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
 """Every named variant, smallest families first."""
 
 
+# Beside what a variant sets; not even the number of parameters tells networks apart that differ in these.
+_COMPUTE = ("resolution", "activation")
+
+
 def find_name(family: str | None, arguments: Mapping[str, Any]) -> str | None:
     """The name of the first variant with these arguments, or None where they make none.
 
     Args:
         family: a key of :data:`FAMILIES`.
-        arguments: of the family's network, and any others.
+        arguments: of the family's network, and any others. Those that change nothing of what a trained network
+            computes (dropout, in-place activations) and the number of classes may be any.
     """
     for variant in ZOO.values():
-        if variant.family == family and all(arguments.get(name) == value for name, value in variant.arguments.items()):
+        if variant.family == family and _is(variant, arguments):
             return variant.name
     return None
+
+
+def _is(variant: Variant, arguments: Mapping[str, Any]) -> bool:
+    parameters = inspect.signature(FAMILIES[variant.family]).parameters
+    defaults = {name: parameters[name].default for name in _COMPUTE if name in parameters}
+    return all(arguments.get(name) == value for name, value in variant.arguments.items()) and all(
+        arguments.get(name, default) == default for name, default in defaults.items() if name not in variant.arguments
+    )
 
 
 def find_variant(name: str) -> Variant:

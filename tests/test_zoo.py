@@ -140,4 +140,6 @@ def test_a_network_s_arguments_give_its_name_whatever_else_they_hold(variant):
 
 def test_arguments_of_no_variant_have_no_name():
     assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.51}) is None
+    assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.5, "resolution": 0.5}) is None
+    assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.5, "activation": "elu"}) is None
     assert zoo.find_name(None, {}) is None

@@ -383,6 +383,8 @@ def _properties(arguments: argparse.Namespace) -> dict[str, str | int]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes NAME=VALUE, got {setting!r}.")
+        if name == "bundle":
+            raise UserError(f"--set {setting}: the bundle to replay is the first argument; give that one instead.")
         properties[name] = value
     if arguments.threads is not None:
         properties["threads"] = arguments.threads

@@ -92,7 +92,7 @@ def restore(
         raise UserError(f"{path} is refused: {found}.")
     data["root"] = reachable_root(record)
     before: list[tuple[str, str | None]] = []
-    own = _config_of(path)
+    own = _config_of(path, run)
     if command == "fit" and own is not None:
         before.append(("--config", json.dumps(read_run_config(own, own_words(typed or tokens)))))
     elif command == "fit" and not {"--config", "-c"} & options.keys():
@@ -126,10 +126,10 @@ def reachable_root(record: Mapping[str, Any]) -> str | None:
     return root if root and os.path.exists(root) else None
 
 
-def _config_of(checkpoint: Path) -> Path | None:
+def _config_of(checkpoint: Path, run: Run | None) -> Path | None:
     """The configuration that a run holds beside its checkpoints, whatever its folder is called by now."""
     folder = checkpoint.absolute().parent
-    path = folder.parent / "config.yaml"
+    path = (folder.parent if run is None else run.directory) / "config.yaml"
     return path if folder.name == "checkpoints" and path.is_file() else None
 
 

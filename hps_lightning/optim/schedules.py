@@ -193,8 +193,8 @@ class CyclicLR(LRSchedule):
         base_lr: the lower bound; a tenth of the upper one if not given.
         max_lr: the upper bound; the optimizer's rate if not given.
         step_size_up: epochs of a rise, which a fall of the same length follows.
-        mode: "triangular"; "triangular2" halves the upper bound after each cycle;
-            "exp_range" multiplies it by ``gamma`` after each step.
+        mode: "triangular"; "triangular2" halves what the upper bound exceeds the lower one
+            by after each cycle; "exp_range" multiplies that by ``gamma`` after each step.
         gamma: the factor of "exp_range".
     """
 

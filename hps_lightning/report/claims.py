@@ -173,16 +173,20 @@ _UNITS = {"accuracy": ("accuracy", "%"), "size": ("size_mb", "MB"), "seconds": (
 
 def _range(claim: PaperClaim) -> CheckedClaim:
     attribute, unit = _UNITS[claim.quantity]
-    rows = [row for row in paper.results() if row.family == claim.network]
-    low, high = min(rows, key=lambda row: getattr(row, attribute)), max(rows, key=lambda row: getattr(row, attribute))
-    least, greatest = getattr(low, attribute), getattr(high, attribute)
-    inside = (not claim.claimed or least >= float(claim.claimed)) and greatest <= float(claim.second)
-    return CheckedClaim(
-        claim,
-        HOLDS if inside else FAILS,
-        f"The tables print {least:g} {unit} ({low.model}, Table {low.table}) "
-        f"to {greatest:g} {unit} ({high.model}, Table {high.table}).",
-    )
+    every = [row for row in paper.results() if row.family == claim.network]
+    # The sentence names these two.
+    scopes = {"Tables 1 and 2 print": [row for row in every if row.table in ("1", "2")], "with Table 3,": every}
+    holds, parts = [], []
+    for words, rows in scopes.items():
+        low, high = (choose(rows, key=lambda row: getattr(row, attribute)) for choose in (min, max))
+        least, greatest = getattr(low, attribute), getattr(high, attribute)
+        inside = (not claim.claimed or least >= float(claim.claimed)) and greatest <= float(claim.second)
+        # A size "ranges from" one printed figure to another; the others lie "between" or "under" round ones.
+        exact = claim.quantity != "size" or (least, greatest) == (float(claim.claimed), float(claim.second))
+        holds.append(inside and exact)
+        parts.append(f"{words} {least:g} {unit} ({low.model}) to {greatest:g} {unit} ({high.model})")
+    verdict = HOLDS if holds[0] else ELSEWHERE if holds[1] else FAILS
+    return CheckedClaim(claim, verdict, f"{'; '.join(parts)}.")
 
 
 def _drop(claim: PaperClaim) -> CheckedClaim:

@@ -327,6 +327,7 @@ def test_a_data_sets_test_images(tmp_path, capsys):
         (["{bundle}", "{photos}", "--frames", "0"], "--frames must be 1 or more, got 0."),
         (["{bundle}", "{photos}", "--channel-order", "cmyk"], "argument --channel-order: invalid choice: 'cmyk'"),
         (["{bundle}", "{photos}", "--unheard"], "unrecognized arguments: --unheard"),
+        (["{bundle}", "{photos}", "--set", "bundle=x"], "--set bundle=x: the bundle to replay is the first argument"),
         (["{bundle}", "{photos}", "--set", "top_k"], "--set takes NAME=VALUE, got 'top_k'."),
         (
             ["{bundle}", "{photos}", "--set", "unheard=1"],

@@ -52,8 +52,12 @@ def test_a_difference_is_recomputed():
 
 
 def test_ranges_drops_and_counts():
-    assert found("0.37", "7.1").verdict == HOLDS
-    assert found("70", "7.1").verdict == FAILS
+    # 10.8 MB stand in Table 3, of which the sentence does not speak; so do 55.89 %.
+    assert found("0.37", "7.1").verdict == ELSEWHERE
+    assert "Tables 1 and 2 print 0.37 MB" in found("0.37", "7.1").finding
+    assert "to 10.8 MB" in found("0.37", "7.1").finding
+    assert found("70", "7.1").verdict == HOLDS
+    assert "with Table 3, 55.89 %" in found("70", "7.1").finding
     assert found("", "7.1").verdict == FAILS
     assert "29 s" in found("", "7.1").finding
     assert found("500", "7.1").verdict == OPEN
