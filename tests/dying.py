@@ -14,7 +14,7 @@ class Die(Callback):
         rank: of the process.
         epoch: in which it dies, counted from 0.
         batch: likewise.
-        how: "SIGKILL", or the text of a MemoryError.
+        how: "SIGKILL", "SIGTERM", or the text of a MemoryError.
         attempt: of torchrun or SLURM, in which it dies.
     """
 
@@ -31,6 +31,7 @@ class Die(Callback):
         attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or os.environ.get("SLURM_RESTART_COUNT") or 0)
         if here != (self.rank, self.epoch, self.batch) or attempt != self.attempt:
             return
-        if self.how == "SIGKILL":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how in ("SIGKILL", "SIGTERM"):
+            os.kill(os.getpid(), signal.Signals[self.how])
+            return
         raise MemoryError(self.how)

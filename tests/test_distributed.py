@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from hps_lightning.checkpoint import write_whole
+from hps_lightning.data import ImageDataModule
+from hps_lightning.modules import RECORD_KEY, HPSClassifier
 
 pytestmark = pytest.mark.train
 
@@ -143,3 +148,39 @@ def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally):
     for index, state in momenta[0].items():
         assert torch.equal(momenta[1][index]["momentum_buffer"], state["momentum_buffer"])
     tally("kills survived", 2)
+
+
+def test_what_keeps_a_state_goes_on_in_both_processes_after_a_signal_to_one(tmp_path):
+    """Batch norm, averaged weights, a teacher and a schedule: what each rank must have alike."""
+    teacher = HPSClassifier(stages=[1, 1, 1, 1], width=0.1)
+    data = ImageDataModule("digits")
+    record = {**teacher.record(), **data.record()}
+    write_whole({"state_dict": teacher.state_dict(), RECORD_KEY: record}, tmp_path / "teacher.ckpt")
+    command = [HPS, "fit", "--model=hps", "--model.width=0.2", "--model.dropout=0.2", "--data.dataset=digits"]
+    command += ["--data.batch_size=32", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=6"]
+    command += ["--trainer.max_epochs=3", "--lr_scheduler=OneCycleLR", *TWO]
+    command += ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks+=Distillation"]
+    command += [f"--trainer.callbacks.teacher={tmp_path / 'teacher.ckpt'}"]
+    states = []
+    for name, further in (("whole", []), ("parts", dying(1, 1, "SIGTERM"))):
+        (tmp_path / name).mkdir()
+        status, printed, complaints = run(tmp_path / name, [*command, *further])
+        folder = Path("runs", "hps-digits", "version_0")
+        last = folder / "checkpoints" / "last.ckpt"
+        if further:
+            assert status == 128 + signal.SIGTERM, complaints
+            assert "interrupted by SIGTERM in epoch 2 of 3" in printed
+            # It would interrupt once more.
+            path = tmp_path / name / folder / "config.yaml"
+            config = yaml.safe_load(path.read_text())
+            config["trainer"]["callbacks"] = [
+                callback for callback in config["trainer"]["callbacks"] if "Die" not in callback["class_path"]
+            ]
+            path.write_text(yaml.safe_dump(config))
+            status, printed, complaints = run(tmp_path / name, [HPS, "fit", f"--ckpt_path={last}"])
+        assert status == 0, complaints
+        states.append(torch.load(tmp_path / name / last, weights_only=True))
+    whole, parts = states
+    assert whole["global_step"] == parts["global_step"] == 18
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(parts["state_dict"][name], value), name

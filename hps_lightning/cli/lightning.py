@@ -275,6 +275,9 @@ class HPSCLI(LightningCLI):
             # All GPUs of a host would train another recipe, each with batch norms of its share alone; evaluation on
             # several would count some images twice.
             trainer.devices = 1
+        if self.subcommand != "fit":
+            # A teacher, for one, has nothing to do here; a training that goes on without it had better hear of it.
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         if "weights_only" in config:
             if config.weights_only is False:
                 raise UserError(

@@ -282,3 +282,17 @@ def test_saved_config_repeats_the_training(hps, tmp_path):
     checkpoints = sorted(tmp_path.rglob("last.ckpt"))
     first, second = (state(path)["state_dict"] for path in checkpoints)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_was_taught_is_tested_without_a_word_of_callbacks(hps, tmp_path):
+    fit(hps)
+    teacher = next(tmp_path.rglob("last.ckpt")).rename(tmp_path / "teacher.ckpt")
+    status, _, err = hps(
+        *("fit", "--model=hps_06_05x", *TINY, "--trainer.max_epochs=1", "--trainer.callbacks+=Distillation"),
+        f"--trainer.callbacks.teacher={teacher}",
+    )
+    assert status == 0, err
+    # Here a warning is an error.
+    status, out, err = hps("test", "--ckpt_path=last")
+    assert (status, err) == (0, "")
+    assert "teacher" in out
