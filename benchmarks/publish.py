@@ -2,12 +2,14 @@
 
     python benchmarks/publish.py runs/hps_06_05x-cifar10/version_0 --command "hps fit ..."
     python benchmarks/publish.py RUN_OF_SEED_0 RUN_OF_SEED_1 RUN_OF_SEED_2 --command "hps fit ..."
+    python benchmarks/publish.py RUN_OF_SEED_3 --add
     python benchmarks/publish.py RUN --command "hps fit ..." --into benchmarks/results/NAME
     python benchmarks/publish.py --table
 
 Of several runs, which may differ in their seed alone, the first is published, and the accuracy
 of all is told. The last epoch counts, under the protocol "full": nothing was chosen by an accuracy on the test
-images, which are looked at here for the first time. `--into` keeps the same of a training that is
+images, which are looked at here for the first time. `--add` counts further seeds of what is
+published already, whose network stays. `--into` keeps the same of a training that is
 a result, but not a network that we recommend.
 """
 
@@ -27,6 +29,7 @@ from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weig
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
+from hps_lightning.files import replaced_whole
 from hps_lightning.modules import CLASSIFIERS, RECORD_KEY
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
@@ -88,8 +91,9 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _training(config: dict[str, Any]) -> dict[str, Any]:
-    """What the seeds of one training have in common: all but the seed, and what is written beside the training."""
-    return {key: value for key, value in config.items() if key not in ("seed_everything", "export")}
+    """What the seeds of one training have in common: not the seed, nor what is written beside the training."""
+    parts = ("model", "data", "optimizer", "lr_scheduler", "trainer", "init_weights")
+    return {part: config.get(part) for part in parts}
 
 
 def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
@@ -146,6 +150,39 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     return name
 
 
+def add(runs: list[Path]) -> str:
+    """Counts further seeds of a published network; returns its name.
+
+    Args:
+        runs: folders of trainings that differ from the published one in their seed alone.
+
+    Raises:
+        UserError: a training is not finished, not of the protocol "full", is counted already, or differs from the
+            published one in more than its seed.
+    """
+    sources = [_finished(run) for run in runs]
+    name = _name(runs[0], sources[0])
+    benchmark, written_config = FOLDER / f"{name}.json", FOLDER / f"{name}.yaml"
+    if not benchmark.is_file():
+        raise UserError(f"{name} is not published yet; publish {runs[0]} first, with its --command.")
+    facts = json.loads(benchmark.read_text(encoding="utf-8"))
+    published = _training(yaml.safe_load(written_config.read_text(encoding="utf-8")))
+    seeds = {seed["seed"] for seed in facts["seeds"]}
+    for run, source in zip(runs, sources, strict=True):
+        config = _config(run)
+        if _training(config) != published:
+            raise UserError(f"{run} differs from the published {name} in more than its seed.")
+        if read_checkpoint(source)[RECORD_KEY].get("distillation") != facts.get("distillation"):
+            raise UserError(f"{run} had another teacher than the published {name}.")
+        if config["seed_everything"] in seeds:
+            raise UserError(f"The seed {config['seed_everything']} of {name} is counted already.")
+        seeds.add(config["seed_everything"])
+        facts["seeds"].append({"seed": config["seed_everything"], "correct": int(right_answers(source).sum())})
+    with replaced_whole(benchmark) as aside:
+        aside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return name
+
+
 def _of_seeds(facts: dict[str, Any]) -> str:
     accuracies = [100 * seed["correct"] / facts["test"]["images"] for seed in facts["seeds"]]
     if len(accuracies) == 1:
@@ -199,13 +236,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished trainings, runs/NAME/version_N")
     parser.add_argument("--command", help="the command that made it")
+    parser.add_argument("--add", action="store_true", help="count them as further seeds of what is published")
     parser.add_argument("--into", type=Path, help="folder to keep it in, instead of publishing it")
     parser.add_argument("--table", action="store_true", help="only make the table anew")
     arguments = parser.parse_args()
-    if not arguments.table and not (arguments.runs and arguments.command):
-        parser.error("give a run and its --command, or --table")
+    if arguments.add and (arguments.command or arguments.into or not arguments.runs):
+        parser.error("--add takes runs alone")
+    if not arguments.table and not arguments.add and not (arguments.runs and arguments.command):
+        parser.error("give a run and its --command, or --add, or --table")
     try:
-        if not arguments.table:
+        if arguments.add:
+            print(f"counted with {add(arguments.runs)}")
+        elif not arguments.table:
             name = publish(arguments.runs, arguments.command, arguments.into)
             print(f"kept {name} in {arguments.into}" if arguments.into else f"published {name}")
         if not arguments.into:

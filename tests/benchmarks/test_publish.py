@@ -6,6 +6,7 @@ from pathlib import Path
 import publish
 import pytest
 import torch
+import yaml
 
 from hps_lightning.cli import main
 from hps_lightning.errors import UserError
@@ -87,3 +88,42 @@ def test_a_result_that_is_not_published_may_have_any_network(run, tmp_path):
     change(run, model={**model, "init_args": {**model["init_args"], "label_smoothing": 0.3}})
     publish.publish([run], "hps fit ...", tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"weights.ckpt", "benchmark.json", "config.yaml"}
+
+
+def reseed(run, seed, **changes):
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["seed_everything"] = seed
+    for part, change in changes.items():
+        config[part].update(change)
+    path.write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_a_further_seed_is_counted_and_replaces_nothing(run, folder, tmp_path):
+    publish.publish([run], "hps fit ...")
+    weights = (folder / "hps_06_05x-digits.ckpt").read_bytes()
+    further = reseed(Path(shutil.copytree(run, run.with_name("version_1"))), 7)
+    assert publish.add([further]) == "hps_06_05x-digits"
+    facts = json.loads((folder / "hps_06_05x-digits.json").read_text())
+    assert [seed["seed"] for seed in facts["seeds"]] == [0, 7]
+    assert facts["seeds"][0]["correct"] == facts["seeds"][1]["correct"] == facts["test"]["correct"]
+    assert (folder / "hps_06_05x-digits.ckpt").read_bytes() == weights
+
+
+@pytest.mark.parametrize(("seed", "changes", "message"), [
+    (0, {}, "seed 0 of hps_06_05x-digits is counted already"),
+    (7, {"trainer": {"max_epochs": 2}}, "in more than its seed"),
+    (7, {"optimizer": {"class_path": "SGD"}}, "in more than its seed"),
+])  # fmt: skip
+def test_what_is_no_further_seed_is_refused(run, folder, seed, changes, message):
+    publish.publish([run], "hps fit ...")
+    before = (folder / "hps_06_05x-digits.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        publish.add([reseed(run, seed, **changes)])
+    assert (folder / "hps_06_05x-digits.json").read_bytes() == before
+
+
+def test_seeds_of_nothing_published_are_refused(run, folder):
+    with pytest.raises(UserError, match="not published yet"):
+        publish.add([run])
