@@ -121,9 +121,11 @@ def restore(
 
 def reachable_root(record: Mapping[str, Any]) -> str | None:
     """The folder of the data set that a checkpoint's training was given, if it is there."""
-    root = (record.get("data") or {}).get("root")
+    data = record.get("data")
+    # Whoever made the checkpoint may have put anything there.
+    root = data.get("root") if isinstance(data, Mapping) else None
     # Not by pathlib, which raises where a folder on the way is another user's.
-    return root if root and os.path.exists(root) else None
+    return root if isinstance(root, str) and os.path.exists(root) else None
 
 
 def _config_of(checkpoint: Path, run: Run | None) -> Path | None:

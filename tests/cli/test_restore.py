@@ -39,6 +39,7 @@ def test_a_folder_of_images_that_nobody_may_look_at_is_not_there():
     # As another user's home, where looking is an error of its own.
     assert reachable_root({"data": {"root": "x" * 5000}}) is None
     assert reachable_root({"data": {"root": None}}) is reachable_root({}) is None
+    assert reachable_root({"data": {"root": 1}}) is reachable_root({"data": [1]}) is None
 
 
 @pytest.mark.train
