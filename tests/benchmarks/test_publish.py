@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,13 +20,8 @@ OPTIONS = ["--data.dataset=digits", "--data.protocol=full", "--trainer.limit_tra
 def trained(tmp_path_factory):
     """A run of two batches of digits."""
     folder = tmp_path_factory.mktemp("trained")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["fit", "--model=hps_06_05x", *OPTIONS]) == 0
-    finally:
-        os.chdir(before)
-    return next(folder.glob("runs/*/version_0"))
+    assert main(["fit", "--model=hps_06_05x", *OPTIONS, f"--trainer.default_root_dir={folder}"]) == 0
+    return next(folder.glob("*/version_0"))
 
 
 @pytest.fixture

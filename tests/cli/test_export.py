@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +18,8 @@ def checkpoint(tmp_path_factory):
     from hps_lightning.cli import main
 
     folder = tmp_path_factory.mktemp("trained")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["fit", "--model=hps", "--model.stages=[1,1,1,1]", *TINY, "--trainer.max_epochs=1"]) == 0
-    finally:
-        os.chdir(before)
+    network = ["--model=hps", "--model.stages=[1,1,1,1]", *TINY]
+    assert main(["fit", *network, "--trainer.max_epochs=1", f"--trainer.default_root_dir={folder}"]) == 0
     return next(folder.rglob("best.ckpt"))
 
 
