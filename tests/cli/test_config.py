@@ -9,6 +9,7 @@ from hps_lightning.optim import build_optimizer, make_schedule
 from hps_lightning.zoo import ZOO
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+PUBLISHED = Path(__file__).parents[2] / "checkpoints"
 
 
 def printed(hps, *argv):
@@ -86,6 +87,27 @@ def test_hps_yaml_is_the_papers_recipe(hps):
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.1, 0.9, True, 5e-4)
     assert config["lr_scheduler"]["init_args"] == {"milestones": [60, 120, 160], "gamma": 0.2}
     assert config["trainer"]["max_epochs"] == 200
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "fast").glob("*.yaml")))
+def test_fast_recipe_trains_the_network_of_its_name(hps, name):
+    config = printed(hps, "--config", f"fast/{name}.yaml")
+    assert config["model"]["class_path"].endswith(f".{CLASSIFIER_NAMES[ZOO[name].family]}")
+    assert {key: config["model"]["init_args"][key] for key in ZOO[name].arguments} == ZOO[name].arguments
+    assert config["data"]["dataset"] in ZOO[name].datasets
+
+
+@pytest.mark.parametrize(
+    "name", ["hps_06_0575x-cifar100", "hps_08_05x-cifar10", "hps_14_1x-cifar100", "hps_21_1x_v3-cifar10"]
+)
+def test_fast_recipe_made_the_published_network(hps, name):
+    recipe = printed(hps, "--config", f"fast/{name.rsplit('-', 1)[0]}.yaml", "--data.protocol=full")
+    published = yaml.safe_load((PUBLISHED / f"{name}.yaml").read_text())
+    for config in (recipe, published):
+        del config["model"]["init_args"]["inplace"]  # where activations lie changes no result
+    for part in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
+        assert recipe[part] == published[part], part
+    assert recipe["trainer"]["max_epochs"] == published["trainer"]["max_epochs"]
 
 
 def test_network_without_a_config_trains_by_the_papers_recipe(hps):
