@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 from trainings import Training, run_all
 
-from hps_lightning.callbacks.benchmark import versions
+from hps_lightning.files import suffixed, write_json, write_text
+from hps_lightning.machine import versions
 
 RUNS = Path("runs/ablation")
 BASE = "as it is"
@@ -77,7 +78,7 @@ def main() -> int:
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
     changes = {BASE: "", **plan["changes"]}
     head = {"config": plan["config"], "base": plan["base"], "versions": versions()}
-    output = arguments.output.with_suffix(".json")
+    output = suffixed(arguments.output, ".json")
     output.parent.mkdir(parents=True, exist_ok=True)
 
     def training(seed: int, name: str) -> Training:
@@ -89,7 +90,7 @@ def main() -> int:
         entry = results.setdefault(name, {"options": changes[name], "runs": []})
         entry["runs"] = sorted([*entry["runs"], figures], key=lambda one: one["seed"])
         print(f"seed {seed}  {name:40} {100 * figures['val/accuracy']:.2f} %", flush=True)
-        output.write_text(json.dumps({**head, "changes": results}, indent=1) + "\n", encoding="utf-8")
+        write_json(output, {**head, "changes": results})
 
     try:
         results = earlier_results(output, head, changes)
@@ -100,7 +101,7 @@ def main() -> int:
     except RuntimeError as error:
         print(f"ablation: error: {error}", file=sys.stderr)
         return 1
-    arguments.output.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    write_text(suffixed(arguments.output, ".md"), table(results))
     return 0
 
 

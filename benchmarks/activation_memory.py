@@ -8,7 +8,6 @@ itself and the data set may be larger.
 """
 
 import argparse
-import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hps_lightning import zoo
-from hps_lightning.callbacks.benchmark import versions
 from hps_lightning.engine import FusedTraining
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import versions
 
 BATCH_SIZE = 128
 
@@ -95,7 +95,7 @@ def main() -> int:
         )
     if arguments.output:
         facts = {"model": arguments.model, "batch_size": BATCH_SIZE, "versions": versions(), "kept": found}
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, facts)
     return 0
 
 

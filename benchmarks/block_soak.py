@@ -25,8 +25,9 @@ import torch
 
 from hps_lightning.bluebox.replay import start
 from hps_lightning.bluebox.standin import load_standin
-from hps_lightning.callbacks.benchmark import hardware, versions
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import hardware, versions
 
 INTERVALS = 20
 GROWTH = 4_000_000
@@ -170,7 +171,7 @@ def main() -> int:
             "allowed_growth_bytes": GROWTH,
             **seen,
         }
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, facts)
     return 0 if sound else 1
 
 

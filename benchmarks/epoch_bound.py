@@ -9,7 +9,6 @@ multipliers for the operations, at rates that are measured here too.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -23,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hps_lightning import zoo
-from hps_lightning.callbacks.benchmark import hardware, versions
 from hps_lightning.cli.precision import fast_precision
 from hps_lightning.data import DATASETS
 from hps_lightning.engine import FusedTraining, keep_freed_memory
 from hps_lightning.engine.fused import normalise, normalise_backward
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import hardware, versions
 from hps_lightning.optim.build import PAPER_OPTIMIZER
 
 BATCH_SIZE = 128
@@ -196,7 +196,7 @@ def main() -> int:
     print(f"{facts['map_megabytes']:.1f} MB of maps a step; {machine}")
     if arguments.output:
         facts |= {"hardware": hardware(torch.device("cpu")), "versions": versions()}
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, facts)
     return 0
 
 

@@ -30,9 +30,10 @@ from torchvision.models import mobilenet_v3_small, squeezenet1_1
 import hps_lightning
 from hps_lightning.bluebox.board.folding import fold
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
-from hps_lightning.callbacks.benchmark import hardware, versions
 from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import hardware, versions
 from hps_lightning.pretrained import published_names
 
 EAGER = "PyTorch"
@@ -197,7 +198,7 @@ def main() -> int:
         facts: dict[str, Any] = {"arguments": {key: str(value) for key, value in vars(arguments).items()}}
         facts |= {"batch_size": BATCH_SIZE, "rows": rows}
         facts |= {"hardware": hardware(torch.device("cpu")), "versions": versions() | onnx_versions()}
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, facts)
     return 0
 
 

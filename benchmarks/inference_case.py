@@ -15,10 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+from hps_lightning.machine import peak_resident_bytes
 
 
 def load_torch(path: str, threads: int) -> Callable[[np.ndarray], object]:
@@ -47,20 +44,6 @@ def load_onnx(path: str, threads: int) -> Callable[[np.ndarray], object]:
     return lambda images: session.run(None, {name: images})
 
 
-def peak_bytes() -> int | None:
-    """The most memory that this process has held so far; None where the system does not tell."""
-    try:
-        with open("/proc/self/status") as status:
-            # Not ru_maxrss there: it starts with what the parent held.
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def main() -> None:
     """Serves until standard input ends."""
     library, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -79,7 +62,7 @@ def main() -> None:
             since = perf_counter()
             run(batches[batch_size])
             seconds.append(perf_counter() - since)
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak_resident_bytes()}), flush=True)
 
 
 if __name__ == "__main__":

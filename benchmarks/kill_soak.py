@@ -28,8 +28,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hps_lightning.callbacks.benchmark import hardware, versions
 from hps_lightning.callbacks.resume import RESUME_KEY, random_state
+from hps_lightning.files import suffixed, write_json, write_text
+from hps_lightning.machine import hardware, versions
 
 EVERYTHING = (
     "--model=hps_06_05x",
@@ -434,8 +435,8 @@ def main() -> int:
             "hardware": {**hardware(torch.device("cpu")), "threads": arguments.threads},
             "versions": versions(),
         }
-        arguments.output.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        arguments.output.with_suffix(".md").write_text(_markdown(facts), encoding="utf-8")
+        write_json(suffixed(arguments.output, ".json"), facts)
+        write_text(suffixed(arguments.output, ".md"), _markdown(facts))
     return 1 if any(result["differences"] for result in results) else 0
 
 

@@ -26,10 +26,10 @@ import torch
 import yaml
 from trainings import Training, run_all
 
-from hps_lightning.callbacks.benchmark import hardware, versions
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import suffixed, write_json, write_text
+from hps_lightning.machine import hardware, versions
 from hps_lightning.report.plots import optimizers_figure, write_figure
-from hps_lightning.report.studies import optimizer_studies
+from hps_lightning.report.studies import optimizer_study
 
 RUNS = Path("runs/optimizers")
 CONSTANT = "constant"
@@ -222,13 +222,11 @@ class Study:
                 if (accuracies := self.over_seeds(one))
             ],
         }
-        with replaced_whole(self.path) as aside:
-            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        with replaced_whole(self.path.with_suffix(".md")) as aside:
-            aside.write_text(tables(self), encoding="utf-8")
-        (found,) = [one for one in optimizer_studies(self.path.parent) if one.source == self.path.name]
-        if found.trained:
-            write_figure(optimizers_figure(found.trained), self.path.with_suffix(".png"))
+        write_json(self.path, content)
+        write_text(self.path.with_suffix(".md"), tables(self))
+        trained = optimizer_study(self.path).trained
+        if trained:
+            write_figure(optimizers_figure(trained), self.path.with_suffix(".png"))
 
 
 def _rounded(rate: float) -> float:
@@ -299,7 +297,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), arguments.output.with_suffix(".json"))
+        study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), suffixed(arguments.output, ".json"))
         for settings in (study.tuning, study.comparison, study.changes):
             study.train(settings, arguments.jobs)
     except RuntimeError as error:

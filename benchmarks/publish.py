@@ -29,7 +29,7 @@ from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weig
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import write_json, write_text
 from hps_lightning.modules import CLASSIFIERS, RECORD_KEY
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
@@ -145,8 +145,8 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     ]
     weights.parent.mkdir(parents=True, exist_ok=True)
     save_weights(sources[0], weights)
-    benchmark.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    written_config.write_text(yaml.safe_dump(configs[0], sort_keys=False), encoding="utf-8")
+    write_json(benchmark, facts)
+    write_text(written_config, yaml.safe_dump(configs[0], sort_keys=False))
     return name
 
 
@@ -178,8 +178,7 @@ def add(runs: list[Path]) -> str:
             raise UserError(f"The seed {config['seed_everything']} of {name} is counted already.")
         seeds.add(config["seed_everything"])
         facts["seeds"].append({"seed": config["seed_everything"], "correct": int(right_answers(source).sum())})
-    with replaced_whole(benchmark) as aside:
-        aside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(benchmark, facts)
     return name
 
 
@@ -228,7 +227,7 @@ def write_table() -> None:
     pattern = re.compile(f"{re.escape(_MARK)}.*{re.escape(_MARK)}", re.DOTALL)
     if not pattern.search(text):
         raise UserError(f"{readme} lacks the two lines {_MARK} between which the table belongs.")
-    readme.write_text(pattern.sub(lambda _: f"{_MARK}\n\n{table()}\n\n{_MARK}", text), encoding="utf-8")
+    write_text(readme, pattern.sub(lambda _: f"{_MARK}\n\n{table()}\n\n{_MARK}", text))
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ given; the shortest that reaches the paper's accuracy with every seed counts.
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -23,9 +22,10 @@ import torch
 from train_speed import reference_rates
 
 from hps_lightning import zoo
-from hps_lightning.callbacks.benchmark import hardware, versions
 from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import hardware, versions
 
 PAPER_EPOCHS = 200
 RUNS = Path("runs/time_to_accuracy")
@@ -103,7 +103,7 @@ def main() -> int:
                 training = train(arguments.config or f"fast/{arguments.model}.yaml", epochs, seed, folder)
                 trainings.append(training)
                 # Kept at once: the end may be hours away.
-                arguments.output.write_text(json.dumps({"trainings": trainings}, indent=1) + "\n", encoding="utf-8")
+                write_json(arguments.output, {"trainings": trainings})
                 print(
                     f"{epochs} epochs, seed {seed}: {100 * training['accuracy']:.2f} % (paper {100 * target:.2f} %) "
                     f"in {training['seconds'] / 60:.1f} min",
@@ -135,7 +135,7 @@ def main() -> int:
             break
     else:
         print(f"none of these lengths reaches {100 * target:.2f} % with every seed")
-    arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output, facts)
     return 0
 
 

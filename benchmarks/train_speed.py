@@ -10,7 +10,6 @@ both; the ratio is taken pair by pair. The first segment of each warms up and do
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -29,12 +28,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from hps_lightning import zoo
-from hps_lightning.callbacks.benchmark import hardware, peak_resident_bytes, versions
 from hps_lightning.cli.lightning import quieten
 from hps_lightning.cli.precision import fast_precision
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
+from hps_lightning.files import write_json
+from hps_lightning.machine import hardware, peak_resident_bytes, versions
 from hps_lightning.modules import CLASSIFIERS
 from hps_lightning.optim.build import PAPER_OPTIMIZER
 
@@ -276,7 +276,7 @@ def main() -> int:
         facts = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, **summary}
         facts["precision"] = fast_precision("cpu")
         facts |= {"hardware": hardware(torch.device("cpu")), "versions": versions()}
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, facts)
     return 0
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -46,6 +48,30 @@ def replaced_whole(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8, whole or not at all; see :func:`replaced_whole`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replaced_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes plain values as JSON, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def suffixed(path: Path, suffix: str) -> Path:
+    """A path with ``suffix`` added, whatever dots its name has: ``with_suffix`` would take 0.5x and 0.75x for one."""
+    return path.with_name(path.name + suffix)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -91,6 +117,8 @@ def check_writable(folder: Path) -> None:
 
 def _made_aside(path: Path) -> tuple[Path, int | None]:
     """A new file beside ``path``, and a descriptor that keeps it locked while it is open (None on Windows)."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     if fcntl is None:
         # There, no open file can be renamed.

@@ -3,12 +3,8 @@
 import copy
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,16 +16,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
-from hps_lightning import __version__, complexity
+from hps_lightning import complexity
 from hps_lightning.bluebox.weights import bare_network
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
+from hps_lightning.machine import hardware, peak_resident_bytes, versions
 from hps_lightning.modules.classifier import ImageClassifier
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 BENCHMARK_FORMAT = 1
 METRIC = "val/accuracy"
@@ -270,14 +262,6 @@ def summarise(epochs: Iterable[EpochCost]) -> dict[str, Any]:
     }
 
 
-def peak_resident_bytes() -> int | None:
-    """The most memory that this process has held so far, in bytes; None where the system does not tell."""
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
-
-
 def _validates_training(trainer: Trainer) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
@@ -305,54 +289,6 @@ def _network_cost(pl_module: ImageClassifier, record: dict[str, Any]) -> dict[st
         "module_bytes": complexity.module_bytes(network),
         "module_and_momentum_bytes": complexity.module_and_momentum_bytes(network),
     }
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine that a measurement was made on, in plain types."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "cores_usable": len(affinity(0)) if affinity else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": _memory_bytes(),
-        "device": device.type,
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "platform": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        if platform.system() == "Darwin":
-            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    # Linux does not name a model on every architecture.
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and the packages that decide how fast a training is."""
-    found = {"python": platform.python_version(), "hps_lightning": __version__, "torch": str(torch.__version__)}
-    for package in ("torchvision", "lightning"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _epochs_in(path: Path) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from hps_lightning import files
 from hps_lightning.errors import UserError
 from hps_lightning.explore.quantities import ERROR, QUANTITIES, excess, write_limits
 from hps_lightning.explore.study import counted
 from hps_lightning.explore.worker import COSTS, FAILURE, OPTIONS, PLACE, SAME_AS, curve_of, write_options
-from hps_lightning.files import replaced_whole
 
 _ROUNDING = 1e-9
 
@@ -248,7 +248,6 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+        files.write_text(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error

@@ -26,13 +26,15 @@ from hps_lightning.report.paper_tables import (
 )
 from hps_lightning.report.points import size_groups, times
 from hps_lightning.report.public import public_networks
-from hps_lightning.report.reproduction import CLASSES, TOLERANCE, disagreements, rows
+from hps_lightning.report.reproduction import TOLERANCE, disagreements, rows
 from hps_lightning.report.studies import EXPLORATIONS, explorations, kept_memory, optimizer_studies
 from hps_lightning.report.wording import cell, named, table
 
 MARKDOWN_FILE = "report.md"
 HTML_FILE = "report.html"
 TABLES_FILE = "tables.csv"
+_DATASETS = ("cifar10", "cifar100")
+"""Those of the paper."""
 
 
 def plot_names(results: Path | None) -> list[str]:
@@ -98,7 +100,7 @@ def _content(
     table_rows = rows(ours)
     figures: dict[str, Any] = {}
     size_plots, curve_plots = [], []
-    for dataset in CLASSES:
+    for dataset in _DATASETS:
         title = plots.TITLES[dataset]
         name = f"size-{dataset}"
         figures[name] = plots.size_figure(size_groups(table_rows, tested, dataset), dataset)
@@ -166,7 +168,7 @@ def _html(text: str, folder: Path) -> str:
     # A line does not end between a figure and its sign, nor within a name or a figure of a table.
     body = body.replace(" %", "&nbsp;%")
     body = re.sub(r"<td>([^<]{1,9})</td>", r'<td class="short">\1</td>', body)
-    body = re.sub(r'src="([\w-]+\.png)"', inlined, body)
+    body = re.sub(r'src="([\w.-]+\.png)"', inlined, body)
     # A wide table scrolls by itself, also by keyboard, and not the whole page.
     body = re.sub(r"<p>(<img[^>]*>)</p>", r'<div class="figure" tabindex="0">\1</div>', body)
     body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")

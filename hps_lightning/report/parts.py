@@ -14,7 +14,7 @@ from hps_lightning.report.curves import Run
 from hps_lightning.report.measured import Measured, times_to_accuracy
 from hps_lightning.report.public import public_networks
 from hps_lightning.report.studies import SUGGESTED, Exploration, KeptMemory, OptimizerStudy, Trained
-from hps_lightning.report.wording import NONE, cell, seeds, table
+from hps_lightning.report.wording import NONE, cell, seeds, spread, table
 
 
 def copy_note(checkpoints: Path) -> str:
@@ -274,7 +274,7 @@ def runs_table(ours: Sequence[Measured], others: Sequence[Measured]) -> str:
 def times_to_accuracy_lines(results: Path | None) -> list[str]:
     """A line for each network that was trained against the clock to the paper's accuracy."""
     return [
-        f"`{found.name}`: {found.accuracy:.2f} % of the test images (the paper's: {found.target:.2f} %) in "
+        f"`{found.name}`: {spread(found.accuracies)} of the test images (the paper's: {found.target:.2f} %) in "
         f"{found.epochs} epochs and {found.seconds / 60:.1f} minutes, where the paper's epochs take "
         f"{found.reference_seconds / 60:.0f} minutes: {found.reference_seconds / found.seconds:.1f} times less time "
         f"({cell(found.hardware)}; `{found.source}`)."

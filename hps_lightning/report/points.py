@@ -54,8 +54,11 @@ def times(
         groups.append(plots.Group(f"the paper, {plots.TITLES[dataset]}, its authors' GPU", points, colour, marker))
     by_machine: dict[str, list[plots.Point]] = {}
     for run in [*ours, *others]:
-        by_machine.setdefault(run.hardware, []).append(plots.Point(run.name, run.parameters, run.epoch_seconds))
+        # A teacher's forward passes are in the time of those that it taught.
+        name = f"{run.name}{', distilled' * bool(run.teacher)}"
+        by_machine.setdefault(run.hardware, []).append(plots.Point(name, run.parameters, run.epoch_seconds))
         kind = "training and validation" if run.validation is not None else "training"
+        kind += f", with {run.teacher} as its teacher" * bool(run.teacher)
         lines.append((cell(run.name), f"{run.epoch_seconds:.1f}", kind, cell(run.hardware), f"`{run.source}`"))
     for speed in train_speeds(results) if results else []:
         parameters = cost(speed.name, speed.dataset).parameters

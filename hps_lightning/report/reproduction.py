@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from hps_lightning import complexity, paper, zoo
+from hps_lightning.data.catalog import DATASETS
 from hps_lightning.report.measured import Measured
-
-CLASSES = {"cifar10": 10, "cifar100": 100}
 
 MODULE = "module"
 MODULE_AND_MOMENTUM = "module + momentum"
@@ -102,9 +101,9 @@ def cost(name: str, dataset: str) -> Cost:
 
     Args:
         name: as in the zoo.
-        dataset: a key of :data:`CLASSES`.
+        dataset: a key of ``data.catalog.DATASETS``.
     """
-    network = zoo.find_variant(name).build(CLASSES[dataset])
+    network = zoo.find_variant(name).build(len(DATASETS[dataset].classes))
     return Cost(
         parameters=complexity.count_parameters(network),
         macs=complexity.count_macs(network),

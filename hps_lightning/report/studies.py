@@ -105,6 +105,15 @@ def optimizer_studies(results: Path) -> list[OptimizerStudy]:
     Raises:
         UserError: a file is not what the benchmark writes.
     """
+    return [optimizer_study(path) for path in sorted(results.glob("optimizers-*.json"))]
+
+
+def optimizer_study(path: Path) -> OptimizerStudy:
+    """What a file of ``benchmarks/optimizer_study.py`` says, and the tables beside it.
+
+    Raises:
+        UserError: it is not what the benchmark writes.
+    """
 
     def read(path: Path) -> OptimizerStudy:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +130,7 @@ def optimizer_studies(results: Path) -> list[OptimizerStudy]:
             source=path.name,
         )
 
-    return [_read(path, read) for path in sorted(results.glob("optimizers-*.json"))]
+    return _read(path, read)
 
 
 def kept_memory(results: Path) -> list[KeptMemory]:

@@ -47,5 +47,11 @@ def seeds(run: Measured) -> str:
         return NONE
     if len(run.seeds) == 1:
         return "one seed, so no spread"
-    low, high = min(run.accuracies), max(run.accuracies)
-    return f"{len(run.seeds)} seeds: mean {mean(run.accuracies):.2f} % ({low:.2f} to {high:.2f})"
+    return f"{len(run.seeds)} seeds: mean {spread(run.accuracies)}"
+
+
+def spread(accuracies: Sequence[float]) -> str:
+    """One accuracy in percent, or the mean and the range of several."""
+    if len(accuracies) == 1:
+        return f"{accuracies[0]:.2f} %"
+    return f"{mean(accuracies):.2f} % ({min(accuracies):.2f} to {max(accuracies):.2f})"

@@ -5,6 +5,7 @@ import pytest
 from hps_lightning.errors import UserError
 from hps_lightning.pretrained import published_folder
 from hps_lightning.report.measured import published, times_to_accuracy, train_speeds, trainings
+from hps_lightning.report.parts import times_to_accuracy_lines
 
 HARDWARE = {"cpu": "Some CPU", "threads": 1, "gpu": None}
 
@@ -90,7 +91,25 @@ def test_speeds_and_times_to_the_papers_accuracy(tmp_path):
     write(tmp_path / "time_to_accuracy-a.json", times)
     write(tmp_path / "time_to_accuracy-b.json", {**times, "shortest": None})
     (found,) = times_to_accuracy(tmp_path)
-    assert (found.epochs, found.accuracy, found.target) == (30, pytest.approx(83.0), pytest.approx(82.44))
+    assert (found.epochs, found.accuracies, found.target) == (30, pytest.approx((83.0,)), pytest.approx(82.44))
+
+
+def test_time_to_accuracy_of_several_seeds_is_their_mean(tmp_path):
+    runs = [{"epochs": 30, "seed": seed, "seconds": 300.0 + 2 * seed, "accuracy": 0.83 + seed / 100} for seed in (0, 1)]
+    times = {
+        "model": "hps_06_05x",
+        "paper_accuracy": 0.8244,
+        "trainings": [{"epochs": 20, "seed": 0, "seconds": 200.0, "accuracy": 0.8}, *runs],
+        "reference": {"seconds": 6000.0},
+        "shortest": {"epochs": 30, "seconds": 301.0},
+        "hardware": HARDWARE,
+    }
+    write(tmp_path / "time_to_accuracy-a.json", times)
+    (found,) = times_to_accuracy(tmp_path)
+    assert (found.epochs, found.seconds, found.accuracies) == (30, 301.0, pytest.approx((83.0, 84.0)))
+    (line,) = times_to_accuracy_lines(tmp_path)
+    assert "83.50 % (83.00 to 84.00) of the test images" in line
+    assert "19.9 times less" in line
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])

@@ -41,7 +41,7 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
         f"{name}.{suffix}"
         for name in (
             *("size-cifar10", "size-cifar100", "time", "curves-digits"),
-            *("optimizers-made", "exploration-small"),
+            *("optimizers-made", "exploration-0.5x"),
         )
         for suffix in ("png", "svg")
     }

@@ -36,8 +36,8 @@ def made_studies(results):
     kept = {"activation": "relu", "inplace": True, "dtype": "float32", "kernels": "ours", "bytes": 12_500_000}
     write(results / "activation_memory-made.json", {"model": "hps_06_05x", "batch_size": 128, "kept": [kept]})
     record = {"objectives": ["error", "size_bytes"], "limits": {"size_bytes": 300_000}}
-    write(results / "exploration-small" / "study.json", record)
-    (results / "exploration-small" / "trials.csv").write_text(rows_csv(ROWS))
+    write(results / "exploration-0.5x" / "study.json", record)
+    (results / "exploration-0.5x" / "trials.csv").write_text(rows_csv(ROWS))
 
 
 def test_studies_are_read(tmp_path):
@@ -50,7 +50,7 @@ def test_studies_are_read(tmp_path):
     (memory,) = kept_memory(tmp_path)
     assert memory.kept[0]["bytes"] == 12_500_000
     (exploration,) = explorations(tmp_path)
-    assert (exploration.name, exploration.objectives) == ("small", ("error", "size_bytes"))
+    assert (exploration.name, exploration.objectives) == ("0.5x", ("error", "size_bytes"))
     assert [row.state for row in exploration.rows] == ["done", "over the limits", "stopped early"]
 
 

@@ -1,0 +1,26 @@
+from hps_lightning.report.measured import published
+from hps_lightning.report.points import times
+from tests.report.test_measured import HARDWARE, facts, write
+
+
+def test_a_taught_networks_time_is_told_as_such(tmp_path):
+    taught = {"teacher": {"name": "hps_14_1x"}, "weight": 0.9, "temperature": 2.0}
+    write(tmp_path / "hps_06_05x-cifar10.json", facts(distillation=taught))
+    write(tmp_path / "hps_08_05x-cifar10.json", facts())
+    groups, text = times([], published(tmp_path), [], None)
+    assert [point.name for point in groups[-1].points] == ["hps_06_05x, distilled", "hps_08_05x"]
+    assert "| training, with hps_14_1x as its teacher |" in text
+    assert "| training |" in text
+
+
+def test_speeds_on_the_digits_are_told_too(tmp_path):
+    speed = {
+        "arguments": {"model": "hps_06_05x", "dataset": "digits"},
+        "engine": {"seconds_per_epoch": 0.5},
+        "reference": {"seconds_per_epoch": 1.5},
+        "hardware": HARDWARE,
+    }
+    write(tmp_path / "train_speed-digits.json", speed)
+    groups, text = times([], [], [], tmp_path)
+    assert [point.x for point in groups[-1].points] == [67_670]
+    assert "the usual loop here: 1.5 s" in text

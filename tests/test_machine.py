@@ -1,0 +1,28 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from hps_lightning import machine
+
+HELD = """
+import subprocess, sys
+held = bytearray(300_000_000)
+held[::4096] = bytes(len(held[::4096]))
+subprocess.run([sys.executable, "-c", "from hps_lightning import machine; print(machine.peak_resident_bytes())"])
+"""
+
+
+@pytest.mark.skipif(not machine._STATUS.exists(), reason="this system tells no VmHWM")
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert 1e6 < int(done.stdout) < 150e6
+
+
+@pytest.mark.parametrize(("system", "unit"), [("Linux", 1024), ("Darwin", 1)])
+def test_peak_memory_is_in_bytes_whatever_the_systems_unit(monkeypatch, tmp_path, system, unit):
+    monkeypatch.setattr(machine, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(platform, "system", lambda: system)
+    usage = machine.resource.getrusage(machine.resource.RUSAGE_SELF).ru_maxrss
+    assert usage * unit <= machine.peak_resident_bytes() <= usage * unit * 1.1
