@@ -34,6 +34,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     def accuracy(name: str) -> float:
         return mean(run["val/accuracy"] for run in results[name]["runs"])
 
+    def difference(name: str) -> float | None:
+        """Over the seeds that both have: seeds differ by more than most changes."""
+        unchanged, changed = (
+            {run["seed"]: run["val/accuracy"] for run in results[one]["runs"]} if one in results else {}
+            for one in (BASE, name)
+        )
+        both = unchanged.keys() & changed.keys()
+        return mean(changed[seed] - unchanged[seed] for seed in both) if both else None
+
     lines = [
         "| change | options | accuracy on the hold-out | difference | training accuracy |",
         "|---|---|---|---|---|",
@@ -42,9 +51,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         runs = results[name]["runs"]
         each = ", ".join(f"{100 * run['val/accuracy']:.2f}" for run in runs)
         options = f"`{results[name]['options']}`" if results[name]["options"] else ""
-        difference = "" if name == BASE else f"{100 * (accuracy(name) - accuracy(BASE)):+.2f}"
+        gained = None if name == BASE else difference(name)
+        written = "" if gained is None else f"{100 * gained:+.2f}"
         trained = 100 * mean(run["train/accuracy"] for run in runs)
-        lines.append(f"| {name} | {options} | {100 * accuracy(name):.2f} % ({each}) | {difference} | {trained:.2f} % |")
+        lines.append(f"| {name} | {options} | {100 * accuracy(name):.2f} % ({each}) | {written} | {trained:.2f} % |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -156,10 +156,14 @@ class Study:
             for change in ("", *self.plan["changes"])
         ]
 
+    def same_but_for_seed(self, setting: Setting) -> list[Setting]:
+        """A setting with each of the plan's seeds, as far as they are trained."""
+        same = (replace(setting, seed=seed) for seed in self.plan["seeds"])
+        return [one for one in same if one in self.figures]
+
     def over_seeds(self, setting: Setting) -> list[float]:
         """The accuracies of a setting over the plan's seeds, as far as they are trained."""
-        same = [Setting(**{**asdict(setting), "seed": seed}) for seed in self.plan["seeds"]]
-        return [self.accuracy(one) for one in same if one in self.figures]
+        return [self.accuracy(one) for one in self.same_but_for_seed(setting)]
 
     def train(self, wanted: Callable[[], list[Setting]], jobs: int) -> None:
         """Trains what is not trained yet, and writes each result as it comes.
@@ -275,10 +279,11 @@ def tables(study: Study) -> str:
     lines += ["", f"{best.optimizer}, {best.rate:g}, {best.schedule}:", ""]
     lines += ["| change | accuracy | peak memory of the process | seconds an epoch |", "|---|---|---|---|"]
     for setting in changed:
-        found = study.figures[setting]
+        found = [study.figures[one] for one in study.same_but_for_seed(setting)]
         lines.append(
             f"| {setting.change or 'as it is'} | {_percent(study.over_seeds(setting))} | "
-            f"{found['peak_bytes'] / 1e6:.0f} MB | {found['seconds_per_epoch']:.1f} |"
+            f"{mean(one['peak_bytes'] for one in found) / 1e6:.0f} MB | "
+            f"{mean(one['seconds_per_epoch'] for one in found):.1f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -114,6 +114,10 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     for run, config in zip(runs, configs, strict=True):
         if _training(config) != _training(configs[0]):
             raise UserError(f"{run} differs from {runs[0]} in more than its seed; publish it by itself.")
+    given = [config["seed_everything"] for config in configs]
+    for run, seed in zip(runs, given, strict=True):
+        if given.count(seed) > 1:
+            raise UserError(f"{run} has the seed {seed}, as another run has; each seed counts once.")
     teachers = [read_checkpoint(source)[RECORD_KEY].get("distillation") for source in sources]
     for run, teacher in zip(runs, teachers, strict=True):
         if teacher != teachers[0]:

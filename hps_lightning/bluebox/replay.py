@@ -14,13 +14,14 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from hps_lightning.bluebox.manifest import load_manifest
 from hps_lightning.bluebox.standin import load_standin
+from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.data.photos import find_photos, open_photo
 from hps_lightning.errors import UserError
 
@@ -334,13 +335,8 @@ def table(outcome: Outcome) -> str:
     return "\n".join(f"{name:<15}{value}" for name, value in rows)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help explains the options)")
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m hps_lightning.bluebox.replay",
         description="Drives the RTMaps block of a bundle on this machine, and shows times, lost frames and accuracy.",
     )

@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
+from hps_lightning.cli.output import steady_output
+from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.cli.runs import RUNS
 from hps_lightning.errors import UserError
 from hps_lightning.explore.config import Exploration, parse_limits, read_exploration
@@ -53,9 +55,12 @@ def run_explore(argv: list[str]) -> int:
         raise UserError(f"--trials must be at least 1, got {arguments.trials}.")
     if not arguments.best and (arguments.limit or arguments.trial is not None or arguments.output):
         raise UserError("--limit, --trial and --output choose a config: they go with --best.")
+    if arguments.limit and arguments.trial is not None:
+        raise UserError("--limit chooses among the trials, and --trial names one: give one of the two.")
     if arguments.best and arguments.output is None:
         raise UserError("--best needs to know where its config goes: --output best.yaml.")
-    with _storage_errors(url):
+    # A log on a full disk costs no trial.
+    with steady_output(), _storage_errors(url):
         if arguments.best:
             _write_best(arguments, exploration, url)
             return 0
@@ -82,7 +87,7 @@ def run_explore(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hps explore",
         description="Explores networks and ways to train them: each trial is a run of `hps fit` with options drawn "
         "from the config's space. The same command goes on with a study that it began; with --storage, on any number "

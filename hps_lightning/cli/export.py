@@ -19,6 +19,7 @@ from hps_lightning.bluebox import (
 from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_table
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
 from hps_lightning.checkpoint import load_classifier
+from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.cli.recovery import open_checkpoint
 from hps_lightning.cli.restore import reachable_root
 from hps_lightning.cli.runs import RUNS
@@ -39,7 +40,7 @@ def run_export(argv: list[str]) -> int:
     Raises:
         UserError: the checkpoint or the images cannot be read, or the output cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hps export",
         description="Writes a checkpoint as a folder that runs on the board by itself: network, weights, RTMaps block, "
         "command line, self-test, and the network for ONNX Runtime in float32 and in 8 bits. All formats are measured "

@@ -1,6 +1,5 @@
 """`hps models`: the zoo as a table, with the paper's figures beside ours."""
 
-import argparse
 import csv
 import json
 import sys
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hps_lightning import complexity, zoo
+from hps_lightning.cli.parser import OneLineParser
 
 _CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -91,7 +91,7 @@ _CAPTION = (
 
 def run_models(argv: list[str]) -> int:
     """Runs `hps models` with the arguments that follow it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="hps models", description="Lists the networks that --model knows by name.")
+    parser = OneLineParser(prog="hps models", description="Lists the networks that --model knows by name.")
     parser.add_argument("--dataset", choices=sorted(_CLASSES), help="only the networks published for this data set")
     parser.add_argument(
         "--format", choices=("table", "csv", "json"), default="table", help="how to print them (default: %(default)s)"

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.errors import UserError
 
 _DESCRIPTION = """Draws training (dashed) and validation (solid) of one or more trainings, from their TensorBoard logs.
@@ -17,7 +18,7 @@ def run_plot(argv: list[str]) -> int:
     Raises:
         UserError: a run cannot be read, the runs do not belong into one picture, or a file cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hps plot", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

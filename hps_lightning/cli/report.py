@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.errors import UserError
 
 _DESCRIPTION = """Sets what the paper prints beside what its networks cost when they are built, and what our runs
@@ -23,7 +24,7 @@ def run_report(argv: list[str]) -> int:
         UserError: a run or a result cannot be read, runs are of different data sets, or the
             folder cannot be written or holds something else.
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hps report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -137,9 +137,9 @@ def choose(
 
 def nothing_meets(rows: Sequence[Row], limits: Mapping[str, float]) -> UserError:
     """The error that says why there is nothing to choose from, with the least of what is limited."""
-    if not limits:
-        failed = next((row for row in rows if row.note and row.state == "failed"), None)
-        why = f" Trial {failed.number} failed: {failed.note}" if failed else ""
+    if not limits or not any(row.done or row.state == "over the limits" for row in rows):
+        failed = next((row for row in rows if row.note and row.state in ("failed", "stopped early")), None)
+        why = f" Trial {failed.number} {failed.state}: {failed.note}" if failed else ""
         return UserError(f"No trial of the study is done.{why}")
     unknown = [name for name in limits if not any(name in row.values for row in rows)]
     if unknown and any(row.values for row in rows):

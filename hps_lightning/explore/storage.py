@@ -31,6 +31,10 @@ WORKER = "worker"
 GRACE = 4
 """After how many of them without a sign a worker is taken for dead."""
 
+_NO_URL = (
+    "The storage's URL cannot be read; it is sqlite:///FILE, journal:///FILE or "
+    "postgresql://USER:PASSWORD@HOST/DATABASE."
+)
 _JOURNAL = "journal:///"
 _SQLITE = "sqlite:///"
 
@@ -111,17 +115,16 @@ def open_storage(url: str, retries: int = 3, heartbeat_s: int = HEARTBEAT_S) -> 
     """
     if is_file(url):
         _make_folder(local_path(url))
+    else:
+        _parsed(url)
     try:
         if url.startswith(_JOURNAL):
             return JournalStorage(JournalFileBackend(str(local_path(url))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return optuna.storages.get_storage(_database(url, retries, heartbeat_s))
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(
-            "The storage's URL cannot be read; it is sqlite:///FILE, journal:///FILE or "
-            "postgresql://USER:PASSWORD@HOST/DATABASE."
-        ) from error
+    except NoSuchModuleError as error:
+        raise UserError(_NO_URL) from error
     except ImportError as error:
         raise UserError(
             f"{without_password(url)} needs a driver that is not installed; for PostgreSQL: "
@@ -137,10 +140,7 @@ def open_storage(url: str, retries: int = 3, heartbeat_s: int = HEARTBEAT_S) -> 
 
 
 def _database(url: str, retries: int, heartbeat_s: int) -> RDBStorage:
-    parsed = sqlalchemy.make_url(url)
-    if parsed.drivername == "postgresql":
-        # SQLAlchemy would look for the predecessor of the driver that we install.
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = _parsed(url)
     # A connection that the server closed is noticed, and made anew.
     arguments: dict[str, object] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
@@ -154,6 +154,17 @@ def _database(url: str, retries: int, heartbeat_s: int) -> RDBStorage:
         grace_period=GRACE * heartbeat_s,
         heartbeat_stale_trial_callback=Retry(retries),
     )
+
+
+def _parsed(url: str) -> sqlalchemy.URL:
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise UserError(_NO_URL) from error
+    if parsed.drivername == "postgresql":
+        # SQLAlchemy would look for the predecessor of the driver that we install.
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -183,6 +194,8 @@ def storage_down(url: str, error: Exception) -> StorageDownError:
 
 
 def _make_folder(path: Path) -> None:
+    if not path.name:
+        raise UserError(_NO_URL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,6 +210,7 @@ def alone(url: str, study: str) -> Iterator[None]:
 
     Raises:
         StorageDownError: the storage cannot be reached.
+        UserError: the URL is none, or the file cannot be written.
     """
     if is_file(url):
         _make_folder(local_path(url))
@@ -207,17 +221,10 @@ def alone(url: str, study: str) -> Iterator[None]:
         except PermissionError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
         return
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
-        # Opening it says what is wrong.
-        yield
-        return
+    parsed = _parsed(url)
     if parsed.get_backend_name() != "postgresql":
         yield
         return
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
     key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
     try:
         engine = sqlalchemy.create_engine(parsed, connect_args={"connect_timeout": 10})

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -128,15 +129,22 @@ def run_training(
 
     Raises:
         DivergedError: the training's loss became NaN or infinite.
-        UserError: the arguments cannot be used.
+        UserError: the arguments cannot be used, or no process can be started.
         TrialFailedError: the training failed, or its process was killed.
         BaseException: what ``answer`` raises, and Ctrl+C; the process is ended first.
     """
-    context = _context()
-    here, there = context.Pipe()
-    arguments = (there, argv, measured, None if log is None else str(log), dict(os.environ))
-    process = context.Process(target=_train, args=arguments)
-    process.start()
+    try:
+        context = _context()
+        here, there = context.Pipe()
+        arguments = (there, argv, measured, None if log is None else str(log), dict(os.environ))
+        process = context.Process(target=_train, args=arguments)
+        process.start()
+    except OSError as error:
+        # Else it would be taken for an outage of the storage.
+        raise UserError(
+            f"No process can be started for the training: {error}. Its socket lies below {tempfile.gettempdir()}; "
+            "the variable TMPDIR names another folder."
+        ) from error
     there.close()
     try:
         result = _converse(here, process, answer)

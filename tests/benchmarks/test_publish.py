@@ -54,11 +54,18 @@ def test_weights_facts_and_configuration_are_published_under_the_zoos_name(run, 
 
 
 def test_a_seed_with_another_teacher_is_another_training(run, folder, tmp_path):
-    other = Path(shutil.copytree(run, tmp_path / "runs" / "hps_06_05x-digits" / "version_1"))
+    other = reseed(Path(shutil.copytree(run, tmp_path / "runs" / "hps_06_05x-digits" / "version_1")), 1)
     publish.publish([run, other], "hps fit ...")
     change(other, distillation={"teacher": {"sha256": "0"}})
     with pytest.raises(UserError, match="version_1 had another teacher than"):
         publish.publish([run, other], "hps fit ...")
+
+
+def test_a_seed_counts_once(run, folder):
+    other = Path(shutil.copytree(run, run.with_name("version_1")))
+    with pytest.raises(UserError, match=r"has the seed 0, as another run has"):
+        publish.publish([run, other], "hps fit ...")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("spoil", ["no facts", "no name", "hold-out", "unfinished"])

@@ -8,6 +8,16 @@ from tests.cli.conftest import TINY
     ("argv", "parts"),
     [
         (["fitt"], ["'fitt'", "Did you mean fit"]),
+        *(
+            ([*command.split(), "--bogus"], ["--bogus", f"hps {command.split()[0]} --help"])
+            for command in (
+                "export --ckpt_path best --output x",
+                "models",
+                "plot runs/x",
+                "report",
+                "explore --config x.yaml",
+            )
+        ),
         (["fit"], ["--config hps.yaml"]),
         (["fit", "--config", "nowhere.yaml"], ["'nowhere.yaml'", "quickstart.yaml"]),
         (["fit", "--model", "hps_6_05x"], ["'hps_6_05x'", "hps_06_05x"]),

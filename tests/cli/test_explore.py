@@ -118,6 +118,10 @@ def test_options_that_no_trial_could_use_are_refused_before_the_first(hps, confi
         (["--config", "tiny.yaml", "--best"], ["--output"]),
         (["--config", "tiny.yaml", "--output", "x.yaml"], ["--best"]),
         (["--config", "tiny.yaml", "--trials", "0"], ["--trials", "0"]),
+        (
+            ["--config", "tiny.yaml", "--best", "--output", "x.yaml", "--trial", "1", "--limit", "parameters=9"],
+            ["--limit", "--trial"],
+        ),
         (["--config", "tiny.yaml", "--heartbeat", "0"], ["--heartbeat", "0"]),
         (["--config", "tiny.yaml", "--study", "../x"], ["'../x'"]),
         (["--config", "tiny.yaml", "--storage", "nonsense"], ["sqlite:///FILE"]),

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
@@ -11,6 +12,7 @@ from hps_lightning.explore.front import (
     front_markdown,
     front_of,
     front_table,
+    nothing_meets,
     rows_csv,
     rows_of,
 )
@@ -62,6 +64,16 @@ def test_limits_that_none_meets_name_the_nearest():
     assert "None of 2 trials" in str(error.value)
     assert "size_bytes at most 5.0 kB" in str(error.value)
     assert "size_bytes 100.0 kB (trial 0)" in str(error.value)
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped early"])
+def test_where_all_trials_failed_limits_are_not_blamed(state):
+    (row,) = rows((0.5, 100))
+    failed = replace(row, state=state, note="killed by signal 9")
+    error = str(nothing_meets([failed], {"size_bytes": 1000}))
+    assert error == f"No trial of the study is done. Trial 0 {state}: killed by signal 9"
+    over = replace(row, number=1, state="over the limits")
+    assert "meets the limits" in str(nothing_meets([failed, over], {"size_bytes": 10}))
 
 
 def test_a_limit_on_what_was_not_measured_says_what_was():

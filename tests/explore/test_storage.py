@@ -26,12 +26,23 @@ def test_a_password_in_a_drivers_words_is_hidden():
     assert without_password("no url:secret") == "the given storage"
 
 
-@pytest.mark.parametrize("url", ["nonsense:secret", "", "oracle9://hps:secret@host/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense:secret", "", "oracle9://hps:secret@host/x", "postgresql://hps:secret@h:abc/x"),
+        *("sqlite:///", "journal:///", "sqlite:///."),
+    ],
+)
 def test_a_url_that_is_none_is_refused(url):
-    with pytest.raises(UserError) as error:
-        open_storage(url)
-    assert "sqlite:///FILE" in str(error.value)
-    assert "secret" not in str(error.value)
+    def shared():
+        with alone(url, "made"):
+            open_storage(url)
+
+    for opened in (lambda: open_storage(url), shared):
+        with pytest.raises(UserError) as error:
+            opened()
+        assert "sqlite:///FILE" in str(error.value)
+        assert "secret" not in str(error.value)
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):

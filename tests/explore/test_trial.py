@@ -6,11 +6,21 @@ import signal
 import pytest
 
 from hps_lightning.errors import UserError
+from hps_lightning.explore import trial
 from hps_lightning.explore.config import option_tokens
 from hps_lightning.explore.trial import TrialFailedError, TrialFolder, run_training
 
 FIT = ["--model=hps", "--model.stages=[1,1,1,1]", "--model.width=0.1", "--data.dataset=digits", "--data.batch_size=16"]
 FIT += ["--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
+
+
+def test_a_process_that_cannot_be_started_is_no_outage_of_the_storage(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(trial, "_context", full)
+    with pytest.raises(UserError, match=r"No process can be started .* AF_UNIX path too long.* TMPDIR"):
+        run_training(FIT, refuse)
 
 
 def refuse(name, content):
