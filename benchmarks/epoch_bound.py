@@ -34,10 +34,10 @@ from hps_lightning.optim.build import PAPER_OPTIMIZER
 BATCH_SIZE = 128
 
 
-def milliseconds(work: Callable[[], Any], repeats: int = 15) -> float:
-    """Median time of a call, after three that warm up."""
+def milliseconds(work: Callable[[], Any]) -> float:
+    """Median time of 15 calls, after three that warm up."""
     times = []
-    for _ in range(repeats + 3):
+    for _ in range(3 + 15):
         since = perf_counter()
         work()
         times.append(perf_counter() - since)

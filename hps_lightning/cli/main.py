@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import importlib
 import os
 import sys
 
@@ -25,7 +26,9 @@ _USAGE = """usage: hps COMMAND [options]
 `hps COMMAND --help` lists a command's options; `hps fit --model.help HPSClassifier` a network's.
 """
 
-_COMMANDS = ("fit", "validate", "test", "predict", "export", "explore", "models", "plot", "report")
+# By name, so that none waits for what another one imports.
+_QUICK = ("export", "explore", "models", "plot", "report")
+_COMMANDS = ("fit", "validate", "test", "predict", *_QUICK)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,18 +73,9 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"There is no command {command!r}.{hint} Commands: {', '.join(_COMMANDS)}.")
-    if command == "models":
-        from hps_lightning.cli.models import run_models
-
-        return run_models(rest)
-    if command == "export":
-        from hps_lightning.cli.export import run_export
-
-        return run_export(rest)
-    if command == "explore":
-        from hps_lightning.cli.explore import run_explore
-
-        return run_explore(rest)
+    if command in _QUICK:
+        module = importlib.import_module(f"hps_lightning.cli.{command}")
+        return getattr(module, f"run_{command}")(rest)
     if command == "fit" and any(token.split("=")[0] == "--seeds" for token in rest):
         from hps_lightning.cli.seeds import run_fit_seeds
 
@@ -92,14 +86,6 @@ def _run(argv: list[str]) -> int:
         group = tested_group(rest)
         if group is not None:
             return run_test_seeds(group, rest)
-    if command == "plot":
-        from hps_lightning.cli.plot import run_plot
-
-        return run_plot(rest)
-    if command == "report":
-        from hps_lightning.cli.report import run_report
-
-        return run_report(rest)
     from hps_lightning.cli.lightning import run_lightning
 
     return run_lightning(command, rest)

@@ -12,11 +12,9 @@ from rich.table import Table
 
 from hps_lightning import files
 from hps_lightning.errors import UserError
-from hps_lightning.explore.quantities import ERROR, QUANTITIES, excess, write_limits
+from hps_lightning.explore.quantities import ERROR, QUANTITIES, exceeds, excess, write_limits
 from hps_lightning.explore.study import counted
 from hps_lightning.explore.worker import COSTS, FAILURE, OPTIONS, PLACE, SAME_AS, curve_of, write_options
-
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def _row(trial: FrozenTrial) -> Row:
 
 
 def _state(trial: FrozenTrial) -> str:
-    over = any(part > _ROUNDING for part in trial.constraints.values())
+    over = any(map(exceeds, trial.constraints.values()))
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         if over:
             return "over the limits"
@@ -79,7 +77,7 @@ def _state(trial: FrozenTrial) -> str:
 def meets(row: Row, limits: Mapping[str, float]) -> bool:
     """Whether all quantities of a trial are known to be within limits."""
     over = excess(row.values, limits)
-    return len(over) == len(limits) and all(part <= _ROUNDING for part in over.values())
+    return len(over) == len(limits) and not any(map(exceeds, over.values()))
 
 
 def front_of(rows: Sequence[Row], objectives: Sequence[str]) -> list[Row]:

@@ -48,6 +48,12 @@ def excess(values: Mapping[str, float], limits: Mapping[str, float]) -> dict[str
     return {name: values[name] / limit - 1 for name, limit in limits.items() if name in values}
 
 
+def exceeds(part: float) -> bool:
+    """Whether a quantity of which :func:`excess` tells ``part`` is beyond its limit."""
+    # Rounding may put one that equals its limit beyond it.
+    return part > 1e-9
+
+
 def write_limits(limits: Mapping[str, float]) -> str:
     """Limits to be read."""
     return ", ".join(f"{name} at most {QUANTITIES[name].write(limit)}" for name, limit in limits.items())

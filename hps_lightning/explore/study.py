@@ -199,9 +199,14 @@ def claim_folder(folder: Path, record: dict[str, Any]) -> None:
         raise UserError(f"{folder} cannot be written: {error}") from error
 
 
+def begun_before(trial: FrozenTrial) -> list[int]:
+    """The numbers under which a trial was begun before."""
+    return list(trial.system_attrs.get("retry_history", []))
+
+
 def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
     """Numbers of the trials that were begun again under another number."""
-    return {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+    return {number for trial in trials for number in begun_before(trial)}
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -217,8 +222,7 @@ def place_in_line(trials: Sequence[FrozenTrial], number: int) -> int:
     trial at once, one finds out that it came too late.
     """
     return sum(
-        trial.number < number and not trial.system_attrs.get("retry_history") and SURPLUS not in trial.user_attrs
-        for trial in trials
+        trial.number < number and not begun_before(trial) and SURPLUS not in trial.user_attrs for trial in trials
     )
 
 
@@ -267,13 +271,12 @@ def begin_again(study: Study, trial: FrozenTrial, retries: int) -> None:
     Retry(retries)(study, trial)
 
 
-def wait_for(study: Study, seconds: float, interval_s: float = 1.0) -> bool:
+def wait_for(study: Study, seconds: float) -> bool:
     """Waits for a storage to answer again; whether it does.
 
     Args:
         study: whose storage it is.
         seconds: how long at most.
-        interval_s: between two tries.
     """
     until = time.monotonic() + seconds
     while True:
@@ -283,4 +286,4 @@ def wait_for(study: Study, seconds: float, interval_s: float = 1.0) -> bool:
         except STORAGE_ERRORS:
             if time.monotonic() > until:
                 return False
-            time.sleep(interval_s)
+            time.sleep(1)

@@ -23,13 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore.config import Exploration, option_tokens
 from hps_lightning.explore.pruning import dominated
-from hps_lightning.explore.quantities import ERROR, QUANTITIES, excess
+from hps_lightning.explore.quantities import ERROR, QUANTITIES, exceeds, excess
 from hps_lightning.explore.space import Corner
 from hps_lightning.explore.storage import GRACE, STORAGE_ERRORS, WORKER, StorageDownError, is_file, storage_down
 from hps_lightning.explore.study import (
     SURPLUS,
     ask,
     begin_again,
+    begun_before,
     counted,
     place_in_line,
     signs_of_life,
@@ -49,9 +50,6 @@ COSTS, CURVE, EPOCHS, FAILURE, OPTIONS, PLACE, SAME_AS = (
 )
 """Attributes of a trial: what its network costs, its error after each epoch, its length, why it failed, its
 options of `hps fit`, its folder, and the trial that had the same options."""
-
-# Rounding may put a quantity that equals its limit beyond it.
-_MEETS = 1e-9
 
 
 class Worker:
@@ -165,7 +163,7 @@ class Worker:
             self._tell(trial, None, TrialState.FAIL)
             frozen = self.study.get_trials(deepcopy=False)[trial.number]
             # However often: the user meant the worker, not the trial.
-            begin_again(self.study, frozen, len(_history(frozen)) + 1)
+            begin_again(self.study, frozen, len(begun_before(frozen)) + 1)
 
     def _outcome(self, trial: Trial) -> tuple[Sequence[float] | None, TrialState]:
         try:
@@ -183,7 +181,7 @@ class Worker:
         """
         trial.set_user_attr(WORKER, self._name)
         trials = self.study.get_trials(deepcopy=False)
-        history = _history(trials[trial.number])
+        history = begun_before(trials[trial.number])
         if not history and place_in_line(trials, trial.number) >= self.exploration.trials:
             trial.set_user_attr(SURPLUS, True)
             return None
@@ -265,7 +263,7 @@ class Worker:
             since = self._unheard.setdefault(trial.number, time.monotonic())
             if time.monotonic() - since <= GRACE * self.heartbeat_s:
                 continue
-            if _history(trial):
+            if begun_before(trial):
                 self._declare_dead(trial)
             else:
                 # It had drawn nothing yet.
@@ -322,7 +320,7 @@ class _Progress:
         for name, part in over.items():
             if name not in known:
                 self.trial.set_constraint(name, part)
-        return [name for name, part in over.items() if part > _MEETS]
+        return [name for name, part in over.items() if exceeds(part)]
 
     def _epoch(self, content: dict[str, Any]) -> bool:
         epoch, error = content["epoch"], content[ERROR]
@@ -348,7 +346,7 @@ class _Progress:
             return False
         others = self.worker.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         costs = {name: self.costs[name] for name in self.exploration.objectives if name != ERROR}
-        feasible = (other for other in others if all(part <= _MEETS for part in other.constraints.values()))
+        feasible = (other for other in others if not any(map(exceeds, other.constraints.values())))
         rivals = ((other.user_attrs.get(COSTS, {}), curve_of(other)) for other in feasible)
         return dominated(costs, self.curve, rivals, self.exploration.pruning)
 
@@ -381,11 +379,6 @@ class _Progress:
 def curve_of(trial: Trial | FrozenTrial) -> dict[int, float]:
     """A trial's error after each epoch, counted from 0."""
     return {int(number): error for number, error in trial.user_attrs.get(CURVE, {}).items()}
-
-
-def _history(trial: FrozenTrial) -> list[int]:
-    """Under which numbers a trial was begun before."""
-    return list(trial.system_attrs.get("retry_history", []))
 
 
 def _finished_like(trials: Sequence[FrozenTrial], number: int, options: Mapping[str, Any]) -> FrozenTrial | None:
