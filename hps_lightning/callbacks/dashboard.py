@@ -34,6 +34,9 @@ WRONG_COLOUR = "#D55E00"
 MOST_NUMBERED_CLASSES = 30
 """With more classes than this, a confusion matrix has no room for numbers."""
 
+MOST_SAMPLES = 100
+"""With more, the picture takes longer to draw than a short training, and is too large to look at."""
+
 
 class Dashboard(Callback):
     """Writes the graph, the hyper-parameters, sample predictions and confusion matrices to TensorBoard.
@@ -45,21 +48,24 @@ class Dashboard(Callback):
     ``<stage>/samples``, ``<stage>/confusion`` and, where classes have superclasses,
     ``<stage>/confusion_superclasses``.
 
+    `hps` sets the arguments by ``--dashboard.samples`` and ``--dashboard.graph``: with ``0`` and
+    ``false``, a short training ends sooner, by half a second to a second.
+
     Without a TensorBoardLogger it does nothing. The logger is to be made with
     ``default_hp_metric=False``; otherwise Lightning declares ``hp_metric`` to be the only
     metric of the HPARAMS tab.
 
     Args:
-        samples: number of images, the first of the set, whose predictions are shown; 0 for none.
+        samples: number of images, the first of the set, whose predictions are shown; 0 for none, at most 100.
         graph: whether the network's graph is written.
 
     Raises:
-        UserError: ``samples`` is negative.
+        UserError: ``samples`` is negative or too large.
     """
 
     def __init__(self, samples: int = 25, graph: bool = True) -> None:
-        if samples < 0:
-            raise UserError(f"Dashboard: samples must not be negative, got {samples!r}.")
+        if not 0 <= samples <= MOST_SAMPLES:
+            raise UserError(f"dashboard.samples must lie between 0 and {MOST_SAMPLES}, got {samples!r}.")
         self.samples = samples
         self.graph = graph
         self._best = BestValidation()

@@ -193,6 +193,7 @@ class HPSCLI(LightningCLI):
         parser.add_lightning_class_args(Benchmark, "benchmark")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(Predictions, "predictions")
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_argument(
             "--init_weights",
             type=str | None,
@@ -265,7 +266,7 @@ class HPSCLI(LightningCLI):
             trainer.precision = fast_precision(trainer.accelerator)
         trainer.logger = self._logger(config)
         callbacks: list[Any] = [*self.further_callbacks, EndTogether(), Resume(), Summary()]
-        callbacks += [Dashboard(), WeightsCheckpoint(), Report()]
+        callbacks += [WeightsCheckpoint(), Report()]
         if trainer.logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if trainer.enable_progress_bar is not False:

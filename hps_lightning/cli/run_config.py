@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 
 from hps_lightning import callbacks
-from hps_lightning.callbacks import Benchmark, BestCheckpoint, Export, Guards, LastCheckpoint, Predictions
+from hps_lightning.callbacks import Benchmark, BestCheckpoint, Dashboard, Export, Guards, LastCheckpoint, Predictions
 from hps_lightning.checkpoint_scan import unplain
 from hps_lightning.cli.arguments import option_values
 from hps_lightning.data import ImageDataModule
@@ -61,6 +61,7 @@ _GROUPS: dict[str, type] = {
     "benchmark": Benchmark,
     "export": Export,
     "predictions": Predictions,
+    "dashboard": Dashboard,
 }
 _SPECS = ("model", "optimizer", "lr_scheduler")
 _VALUES = ("seed_everything", "init_weights", "ckpt_path", "weights_only", "verbose", "return_predictions")

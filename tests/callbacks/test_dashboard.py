@@ -345,9 +345,10 @@ class TestFigures:
         torch.testing.assert_close(denormalise(normalise(images, mean, std), mean, std), images / 255)
 
 
-def test_negative_samples_are_refused():
-    with pytest.raises(UserError, match=r"samples.*-1"):
-        Dashboard(samples=-1)
+@pytest.mark.parametrize("samples", [-1, 101])
+def test_no_picture_can_show_as_many_samples(samples):
+    with pytest.raises(UserError, match=rf"samples.*{samples}"):
+        Dashboard(samples=samples)
 
 
 class Traced(nn.Module):

@@ -2,6 +2,9 @@ import pytest
 
 from hps_lightning.cli import main
 
+# TensorBoard's pictures, without which such a training takes a third less; one in test_fit.py has them.
+UNSEEN = ["--dashboard.samples=0", "--dashboard.graph=false"]
+
 # What a training in a test needs least: two batches an epoch of scikit-learn's digits.
 TINY = [
     "--model.width=0.2",
@@ -9,6 +12,7 @@ TINY = [
     "--data.batch_size=16",
     "--trainer.limit_train_batches=2",
     "--trainer.accelerator=cpu",
+    *UNSEEN,
 ]
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.kill_soak import run_differences
-from tests.cli.conftest import TINY
+from tests.cli.conftest import TINY, UNSEEN
 
 pytestmark = pytest.mark.train
 
@@ -26,18 +27,48 @@ def number(text, pattern):
     return float(re.search(pattern, text).group(1))
 
 
+def shown(folder):
+    """The pictures in TensorBoard, and whether it has the network's graph."""
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    return set(tags["images"]), tags["graph"]
+
+
 def test_fit_leaves_what_it_promises_and_prints_the_command_that_tests_it(hps, tmp_path):
-    out = fit(hps)
+    # With everything that is there by default.
+    small = [option for option in TINY if option not in UNSEEN]
+    status, out, err = hps("fit", "--model=hps_06_05x", *small, "--trainer.max_epochs=2")
+    assert status == 0, err
     run = tmp_path / "runs" / "hps-digits" / "version_0"
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/weights.ckpt", "config.yaml"):
         assert (run / name).is_file(), name
     assert (run / "benchmark.json").is_file()
     assert (run / "bluebox" / "last" / "manifest.json").is_file()
-    assert list(run.glob("events.out.tfevents.*"))
+    assert shown(run) == ({"val/confusion", "val/samples"}, True)
     command = re.search(r"hps (test --ckpt_path \S+)", out).group(1)
     status, out, err = hps(*command.split())
     assert status == 0, err
     assert "359" in out
+    assert shown(run / "test") == ({"test/confusion", "test/samples"}, False)
+
+
+def test_tensorboards_pictures_can_be_left_out(hps, tmp_path):
+    fit(hps)
+    (run,) = (tmp_path / "runs").glob("*/*")
+    assert shown(run) == ({"val/confusion"}, False)
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--dashboard.samples=4")
+    assert status == 0, err
+    assert shown(run) == ({"val/confusion", "val/samples"}, False)
+
+
+def test_a_run_from_before_the_dashboard_had_options_goes_on(hps, tmp_path):
+    fit(hps, epochs=1)
+    path = next(tmp_path.rglob("config.yaml"))
+    config = yaml.safe_load(path.read_text())
+    assert config.pop("dashboard") == {"samples": 0, "graph": False}
+    path.write_text(yaml.safe_dump(config))
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert status == 0, err
+    assert "val/samples" in shown(path.parent)[0]
 
 
 def test_test_and_validate_need_no_config_and_give_back_what_training_reported(hps, tmp_path):

@@ -50,6 +50,8 @@ from tests.prepared import prepare
         (["--model.stages=[1, 1, 1, 100000]"], r"a stage may have 100 blocks"),
         (["--data.num_workers=100000"], r"data.num_workers must be at most 512"),
         (["--benchmark.filename=../x.json"], r"benchmark.filename is the name of a file"),
+        (["--dashboard.samples=-1"], r"^dashboard.samples must lie between 0 and 100, got -1\.$"),
+        (["--dashboard.samples=many"], r"^dashboard.samples must be a whole number, got 'many'\.$"),
         (["stray"], r"There is no option stray"),
         (['--config={"data": {"a b": 1}}'], r"a key must be a text without spaces, got 'a b'"),
         (['--config={"data": {"root": 1, "root": 2}}'], r"the key 'root' stands there twice"),

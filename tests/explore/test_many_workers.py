@@ -30,6 +30,8 @@ CONFIG = {
             "trainer.limit_train_batches": 2,
             "trainer.accelerator": "cpu",
             "data.batch_size": 16,
+            "dashboard.samples": 0,
+            "dashboard.graph": False,
         },
     },
     "space": {"model.width": {"low": 0.1, "high": 0.3}, "model.activation": ["relu", "elu"]},
