@@ -1,4 +1,4 @@
-"""Two epochs on the real CIFAR-10, by the commands that a user types."""
+"""Two short epochs on the real CIFAR-10, by the commands that a user types."""
 
 import re
 
@@ -23,6 +23,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         arguments = ["--model=hps_06_05x", "--lr_scheduler=OneCycleLR", "--trainer.max_epochs=2"]
+        arguments += ["--trainer.limit_train_batches=0.5"]
         assert main(["fit", "--config=hps.yaml", *arguments]) == 0
     return folder
 

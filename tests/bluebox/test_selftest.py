@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,8 +107,8 @@ def test_golden_values_that_are_none(run, bundle):
     assert f"{bundle / 'golden.npz'} is damaged: " in run()[2]
 
 
-@pytest.fixture
-def onnx_bundle(decided, tmp_path):
+@pytest.fixture(scope="session")
+def onnx_exported(decided, tmp_path_factory):
     network, described = decided.network, record(decided)
     manifest = describe(network, described)
     calibration = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
@@ -115,7 +116,14 @@ def onnx_bundle(decided, tmp_path):
         ONNX_FILE: export_onnx(network, manifest),
         INT8_FILE: export_int8(network, manifest, calibration, preprocessing=True),
     }
-    return export_bundle(network, network.state_dict(), tmp_path / "with onnx", described, models=models)
+    folder = tmp_path_factory.mktemp("exported") / "with onnx"
+    return export_bundle(network, network.state_dict(), folder, described, models=models)
+
+
+@pytest.fixture
+def onnx_bundle(onnx_exported, tmp_path):
+    """One that a test may damage."""
+    return Path(shutil.copytree(onnx_exported, tmp_path / "with onnx"))
 
 
 def test_onnx_files_are_tested_where_they_can_be_run(selftest, onnx_bundle, bundles):
