@@ -14,6 +14,7 @@ import yaml
 from hps_lightning.checkpoint import write_whole
 from hps_lightning.data import ImageDataModule
 from hps_lightning.modules import RECORD_KEY, HPSClassifier
+from tests.cli.conftest import UNSEEN
 
 pytestmark = pytest.mark.train
 
@@ -31,39 +32,10 @@ FIT = [
     "--optimizer.lr=0.05",
     "--trainer.accelerator=cpu",
     "--trainer.precision=32-true",
-    "--trainer.max_epochs=2",
-    "--trainer.limit_train_batches=5",
+    "--trainer.max_epochs=3",
+    "--trainer.limit_train_batches=3",
+    *UNSEEN,
 ]
-
-
-def fit(folder, *options):
-    hps = Path(sys.executable).with_name("hps")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [hps, *FIT, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    run = folder / "runs" / "squeezenet_v1_1-digits" / "version_0"
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    facts = json.loads((run / "benchmark.json").read_text())
-    return checkpoint, facts, done.stdout + done.stderr
-
-
-def test_two_processes_equal_one(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one, one_facts, _ = fit(tmp_path / "one")
-    two, two_facts, printed = fit(tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
-    moved = one["optimizer_states"][0]["state"]
-    assert max(state["momentum_buffer"].abs().max() for state in moved.values()) > 1e-3
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=2e-6)
-    assert (two_facts["devices"], two_facts["batch_size"]) == (2, 32)
-    assert two_facts["epochs"][0]["images"] == 5 * 32
-    # 143 images validate, an odd number.
-    for name, value in one_facts["metrics"]["final"].items():
-        assert two_facts["metrics"]["final"][name] == pytest.approx(value, abs=1e-6), name
-    assert "sync_dist" not in printed
 
 
 HPS = Path(sys.executable).with_name("hps")
@@ -89,6 +61,36 @@ def run(folder, command):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, printed, complaints
+
+
+def fit(folder, *options):
+    """Trains to the end; returns the checkpoint, what was measured, and the output."""
+    status, printed, complaints = run(folder, [HPS, *FIT, *options])
+    assert status == 0, complaints
+    checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
+    facts = json.loads((folder / CHECKPOINT.parents[1] / "benchmark.json").read_text())
+    return checkpoint, facts, printed + complaints
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A training of two processes that nothing interrupts."""
+    return fit(tmp_path_factory.mktemp("two"), *TWO)
+
+
+def test_two_processes_equal_one(tmp_path, two):
+    one, one_facts, _ = fit(tmp_path)
+    two, two_facts, printed = two
+    moved = one["optimizer_states"][0]["state"]
+    assert max(state["momentum_buffer"].abs().max() for state in moved.values()) > 1e-3
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=2e-6)
+    assert (two_facts["devices"], two_facts["batch_size"]) == (2, 32)
+    assert two_facts["epochs"][0]["images"] == 3 * 32
+    # 143 images validate, an odd number.
+    for name, value in one_facts["metrics"]["final"].items():
+        assert two_facts["metrics"]["final"][name] == pytest.approx(value, abs=1e-6), name
+    assert "sync_dist" not in printed
 
 
 def dying(rank, epoch, how="SIGKILL", attempt=0):
@@ -123,25 +125,20 @@ def test_a_process_that_dies_ends_the_others_with_its_reason(tmp_path, tally, ra
     tally("kills survived")
 
 
-def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    epochs = "--trainer.max_epochs=4"
-    status, _, complaints = run(tmp_path / "whole", [HPS, *FIT, *TWO, epochs])
-    assert status == 0, complaints
+def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally, two):
     torchrun = [HPS.with_name("torchrun"), "--nproc_per_node=2", "--max-restarts=3", "--no-python"]
     # A port that is free, and no --rdzv_id.
     torchrun += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
     deaths = [*dying(1, 1), *dying(0, 2, "no room for 3 GiB", attempt=1)]
-    status, printed, complaints = run(tmp_path / "killed", [*torchrun, HPS, *FIT, *TWO, epochs, *deaths])
+    status, printed, complaints = run(tmp_path, [*torchrun, HPS, *FIT, *TWO, *deaths])
     assert status == 0, complaints
     assert "failed (exitcode: -9) local_rank: 1" in complaints
     assert "MemoryError: no room for 3 GiB" in complaints
     # Both processes of both restarts say what they go on from.
     assert printed.count(f"Continuing {CHECKPOINT} exactly where it stopped.") == 4
-    assert len(list((tmp_path / "killed" / "runs").glob("*/*"))) == 1
-    whole, killed = (torch.load(tmp_path / name / CHECKPOINT, weights_only=True) for name in ("whole", "killed"))
-    assert (killed["epoch"], killed["global_step"]) == (3, 20)
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 1
+    whole, killed = two[0], torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert (killed["epoch"], killed["global_step"]) == (2, 9)
     for name, value in whole["state_dict"].items():
         assert torch.equal(killed["state_dict"][name], value), name
     momenta = [each["optimizer_states"][0]["state"] for each in (whole, killed)]
@@ -157,8 +154,8 @@ def test_what_keeps_a_state_goes_on_in_both_processes_after_a_signal_to_one(tmp_
     record = {**teacher.record(), **data.record()}
     write_whole({"state_dict": teacher.state_dict(), RECORD_KEY: record}, tmp_path / "teacher.ckpt")
     command = [HPS, "fit", "--model=hps", "--model.width=0.2", "--model.dropout=0.2", "--data.dataset=digits"]
-    command += ["--data.batch_size=32", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=6"]
-    command += ["--trainer.max_epochs=3", "--lr_scheduler=OneCycleLR", *TWO]
+    command += ["--data.batch_size=32", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=4"]
+    command += ["--trainer.max_epochs=2", "--lr_scheduler=OneCycleLR", *UNSEEN, *TWO]
     command += ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks+=Distillation"]
     command += [f"--trainer.callbacks.teacher={tmp_path / 'teacher.ckpt'}"]
     states = []
@@ -169,7 +166,7 @@ def test_what_keeps_a_state_goes_on_in_both_processes_after_a_signal_to_one(tmp_
         last = folder / "checkpoints" / "last.ckpt"
         if further:
             assert status == 128 + signal.SIGTERM, complaints
-            assert "interrupted by SIGTERM in epoch 2 of 3" in printed
+            assert "interrupted by SIGTERM in epoch 2 of 2" in printed
             # It would interrupt once more.
             path = tmp_path / name / folder / "config.yaml"
             config = yaml.safe_load(path.read_text())
@@ -181,6 +178,6 @@ def test_what_keeps_a_state_goes_on_in_both_processes_after_a_signal_to_one(tmp_
         assert status == 0, complaints
         states.append(torch.load(tmp_path / name / last, weights_only=True))
     whole, parts = states
-    assert whole["global_step"] == parts["global_step"] == 18
+    assert whole["global_step"] == parts["global_step"] == 8
     for name, value in whole["state_dict"].items():
         assert torch.equal(parts["state_dict"][name], value), name
