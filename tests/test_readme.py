@@ -1,6 +1,6 @@
 """The README's commands and code, run in its order; trainings are cut down to two batches of digits."""
 
-import os
+import multiprocessing
 import re
 import shlex
 import shutil
@@ -15,6 +15,7 @@ from PIL import Image
 from hps_lightning import zoo
 from hps_lightning.cli import main
 from hps_lightning.data.batches import normalise
+from tests.forked_hps import run_hps
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,21 +32,43 @@ def commands():
 
 
 @pytest.mark.train
-def test_every_command_runs_in_the_readmes_order(tmp_path):
+def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch):
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
     ran = commands()
     assert {"fit", "test", "validate", "predict", "export", "explore"} <= {command[1] for command in ran}
-    # Each a process of its own, as a user's are.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    log = tmp_path / "output.log"
+    # Each a process of its own, as a user's are; the first `hps` by the script that is installed.
+    installed = False
     for program, *argv in ran:
         if argv[0] == "fit" and "--ckpt_path" not in argv:
             argv += SMALL
         if argv[0] == "explore" and "--show" not in argv and "--best" not in argv:
             argv += ["--trials=2", "--", *SMALL]
-        command = [str(Path(sys.executable).with_name(program)), *argv]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
-        assert done.returncode == 0, (argv, done.stderr)
+        if program == "hps" and installed:
+            status = run_hps(argv, tmp_path, log)
+        else:
+            installed |= program == "hps"
+            command = [str(Path(sys.executable).with_name(program)), *argv]
+            with log.open("wb") as output:
+                done = subprocess.run(command, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT, timeout=300)
+            status = done.returncode
+        assert status == 0, (argv, log.read_text())
+    assert installed
+
+
+def test_a_forked_command_is_a_process_of_its_own(tmp_path, monkeypatch):
+    log = tmp_path / "output.log"
+    monkeypatch.setenv("HPS_DATA_DIR", "nowhere")
+    status = run_hps(["fit", "--model=hps_06_05x", "--data.dataset=cifar10"], tmp_path, log)
+    assert (status, log.read_text().startswith("hps: error: "), "nowhere" in log.read_text()) == (2, True, True)
+    monkeypatch.setenv("HPS_DEBUG", "1")
+    status = run_hps(["test"], tmp_path, log)
+    assert (status, "Traceback" in log.read_text()) == (1, True)
+    with pytest.raises(TimeoutError, match=r"fit --config quickstart\.yaml took longer than 1 s"):
+        run_hps(["fit", "--config", "quickstart.yaml"], tmp_path, log, timeout=1)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.train
