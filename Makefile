@@ -5,21 +5,23 @@ BIN := $(VENV)/bin
 
 LOWEST := .venv-lowest
 
+# In the order of tests/conftest.py, the longest first. Without restarts, since xdist waits for ever for the tests of a
+# worker that crashed.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 .PHONY: quickstart test test-lowest lint install install-test clean
 
 quickstart: install ## set up, train the offline default, test its checkpoint
 	$(BIN)/hps fit --config quickstart.yaml
 	$(BIN)/hps test --ckpt_path best
 
-# Without restarts, since xdist waits for ever for the tests of a worker that crashed.
 test: install-test ## set up and pass the tests
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest $(TWO_PROCESSES)
 
 # What takes no training, in an environment of its own with the lowest versions that setup.cfg claims, which have no
 # wheels for a Python newer than 3.12; they warn of what has been deprecated since.
 test-lowest: $(LOWEST)/.installed ## the same with the oldest dependencies
-	$(LOWEST)/bin/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not train and not cifar and not board" \
-	  -o filterwarnings=default
+	$(LOWEST)/bin/pytest $(TWO_PROCESSES) -m "not train and not cifar and not board" -o filterwarnings=default
 
 lint: install-test
 	$(BIN)/ruff check .
