@@ -40,6 +40,11 @@ _PERCENTILE = 99.99
 _CALIBRATION_BATCH = 50
 _QUANTIZED = ["Conv", "Gemm", "Add", "Concat", "MaxPool", "Relu"]
 
+# Those of ONNX 1.13, which ONNX Runtime reads from 1.14 on: the newest for the board's Python 3.7. PyTorch's exporter
+# writes this set of operators by itself; with a newer one it would convert its result.
+_OPSET = 18
+_IR_VERSION = 8
+
 _IMAGES = "images"
 _LOGITS = "logits"
 _PROBABILITIES = "probabilities"
@@ -306,6 +311,7 @@ def _exported(network: nn.Module, manifest: Mapping[str, Any], preprocessing: bo
                 network,
                 (images,),
                 dynamo=True,
+                opset_version=_OPSET,
                 dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
                 input_names=[_IMAGES],
                 output_names=[_PROBABILITIES if preprocessing else _LOGITS],
@@ -322,6 +328,7 @@ def _exported(network: nn.Module, manifest: Mapping[str, Any], preprocessing: bo
 def _slim(model: onnx.ModelProto) -> bytes:
     """A model without what only people read: half of a small network's file, and paths of the machine that made it."""
     graph = model.graph
+    model.ir_version = _IR_VERSION
     model.ClearField("metadata_props")
     for part in (model, graph, *graph.node, *graph.input, *graph.output):
         part.ClearField("doc_string")

@@ -127,6 +127,22 @@ def test_a_model_holds_nothing_of_this_machine_and_is_sound(network, model):
     assert model == export_onnx(network, MANIFEST)
 
 
+@pytest.mark.parametrize("preprocessing", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_newest_onnx_runtime_of_the_boards_python_reads_it(network, int8, preprocessing):
+    pixels = pixels_of(8)
+    content = (
+        export_int8(network, MANIFEST, pixels, preprocessing)
+        if int8
+        else export_onnx(network, MANIFEST, preprocessing)
+    )
+    parsed = onnx.load_from_string(content)
+    onnx.checker.check_model(parsed, full_check=True)
+    # Of ONNX Runtime 1.14, by its table of versions; this one reads newer ones too, and so says nothing.
+    assert parsed.ir_version <= 8
+    assert {opset.domain: opset.version for opset in parsed.opset_import}[""] <= 18
+
+
 def test_the_network_stays_as_it_is_and_where_it_trains(network, model):
     training = network_of("hps").train()
     before = {key: value.clone() for key, value in training.state_dict().items()}

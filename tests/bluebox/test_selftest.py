@@ -148,6 +148,21 @@ def test_a_file_that_is_no_onnx_is_told(selftest, onnx_bundle, bundles):
         selftest.check_onnx(bundles.Bundle(str(onnx_bundle)))
 
 
+@pytest.mark.parametrize(("version", "tested"), [("1.13.1", False), ("1.14.0", True), ("2.0", True), ("own", True)])
+def test_an_onnx_runtime_that_is_too_old_fails_nothing(selftest, onnx_bundle, capsys, monkeypatch, version, tested):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    monkeypatch.setattr(selftest, "HERE", str(onnx_bundle))
+    assert selftest.main() == 0
+    out = capsys.readouterr().out
+    assert out.endswith("selftest: passed\n")
+    assert ("network.onnx: probabilities" in out) == tested
+    told = "network-int8.onnx and network.onnx not tested: ONNX Runtime 1.13.1 is too old, 1.14 or newer is needed"
+    assert (told in out) != tested
+    assert "ONNX Runtime 1.14 or newer" in (onnx_bundle / "README.md").read_text()
+
+
 def test_without_onnx_runtime_its_files_are_left_alone(selftest, onnx_bundle, bundles, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert selftest.check_onnx(bundles.Bundle(str(onnx_bundle))) == []

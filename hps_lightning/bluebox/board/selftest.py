@@ -2,12 +2,13 @@
 
 Every file against the manifest, the network's answers against those at the export, and the
 resizing of a frame against Pillow's there; then how long one image takes. Where ONNX Runtime is
-installed, the same for the bundle's ONNX files.
+installed, the same for the bundle's ONNX files, which need version 1.14 of it.
 """
 
 import io
 import os
 import platform
+import re
 import sys
 import time
 
@@ -29,6 +30,8 @@ LOGIT_TOLERANCE = 1e-4
 # A probability's, in 8 bits: what is rounded to the next step on one processor may not be on another.
 INT8_TOLERANCE = 0.05
 RUNS = 100
+# What the exported files need of it: operators of opset 18.
+OLDEST_ONNX_RUNTIME = (1, 14)
 
 
 def check(directory):
@@ -63,24 +66,46 @@ def _golden(bundle, *names):
         raise BundleError("{} is damaged: {}".format(os.path.join(bundle.directory, GOLDEN_FILE), error))
 
 
+def _onnx_runtime():
+    """ONNX Runtime, and whether it is too old for the exported files; None and False where there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None, False
+    version = re.match(r"(\d+)\.(\d+)", onnxruntime.__version__)
+    return onnxruntime, version is not None and tuple(map(int, version.groups())) < OLDEST_ONNX_RUNTIME
+
+
+def _onnx_files(bundle):
+    return [name for name in sorted(bundle.manifest["files"]) if name.endswith(".onnx")]
+
+
+def onnx_left_out(bundle):
+    """Says why the bundle's ONNX files are not tested; None where they are, or where nobody would run them.
+
+    They are no reason to fail where ONNX Runtime is too old: the block runs without them.
+    """
+    onnxruntime, too_old = _onnx_runtime()
+    if not too_old or not _onnx_files(bundle):
+        return None
+    return "{} not tested: ONNX Runtime {} is too old, {} or newer is needed".format(
+        " and ".join(_onnx_files(bundle)), onnxruntime.__version__, ".".join(map(str, OLDEST_ONNX_RUNTIME))
+    )
+
+
 def onnx_networks(bundle):
     """The bundle's ONNX files as functions of uint8 images, N x side x side x 3, RGB, that give probabilities.
 
     Returns:
-        A list of names and functions; empty without ONNX Runtime.
+        A list of names and functions; empty without ONNX Runtime, or where it is too old.
 
     Raises:
         BundleError: a file is none that ONNX Runtime runs.
     """
-    try:
-        import onnxruntime
-    except ImportError:
+    onnxruntime, too_old = _onnx_runtime()
+    if onnxruntime is None or too_old:
         return []
-    return [
-        (name, _onnx_network(bundle, name, onnxruntime))
-        for name in sorted(bundle.manifest["files"])
-        if name.endswith(".onnx")
-    ]
+    return [(name, _onnx_network(bundle, name, onnxruntime)) for name in _onnx_files(bundle)]
 
 
 def _onnx_network(bundle, name, onnxruntime):
@@ -111,7 +136,7 @@ def check_onnx(bundle):
     """The worst deviation of each ONNX file's probabilities from those at the export.
 
     Returns:
-        A list of name, function (see :func:`onnx_networks`) and deviation; empty without ONNX Runtime.
+        A list of name, function and deviation, as many as :func:`onnx_networks` returns.
 
     Raises:
         BundleError: a file cannot be run, or answers otherwise than it should.
@@ -152,6 +177,9 @@ def main():
     print("resizing: at most {} grey level off".format(levels))
     for name, _, off in onnx:
         print("{}: probabilities at most {:.2g} off".format(name, off))
+    left_out = onnx_left_out(bundle)
+    if left_out:
+        print(left_out)
     for name, run in [("PyTorch", bundle.probabilities)] + [(name, run) for name, run, _ in onnx]:
         times = latencies(bundle, run)
         middle, late = times[len(times) // 2], times[int(0.95 * len(times))]
