@@ -2,7 +2,7 @@
 
 from .export import INT8_FILE, ONNX_FILE, export_bundle, export_weights, refuse_full_directory
 from .manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGHTS_FILE, describe, load_manifest
-from .staging import staged_directory
+from .staging import destination, staged_directory
 from .weights import bare_network, board_weights
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "bare_network",
     "board_weights",
     "describe",
+    "destination",
     "export_bundle",
     "export_weights",
     "load_manifest",

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hps_lightning.bluebox.manifest import MANIFEST_FILE, WEIGHTS_FILE, describe
-from hps_lightning.bluebox.staging import staged_directory, write_file
+from hps_lightning.bluebox.staging import destination, staged_directory, write_file
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
 from hps_lightning.errors import UserError
@@ -39,7 +39,7 @@ def export_weights(weights: Mapping[str, Tensor], directory: str | os.PathLike, 
 
     An earlier export in ``directory`` stays as it is until the new one is complete. Should the
     process be killed in the instant in which one takes the other's place, the earlier one is
-    found, complete, in ``<directory>.previous``.
+    found, complete, in a folder ``.<directory>.<letters>.previous`` beside it.
 
     Args:
         weights: a state dict; see :func:`board_weights` for what becomes of it.
@@ -107,9 +107,10 @@ def refuse_full_directory(directory: str | os.PathLike) -> None:
     """Refuses a folder that holds something.
 
     Raises:
-        UserError: it does, or it cannot be read, or it is no folder.
+        UserError: it does, or it cannot be read, or it is no folder; or see
+            :func:`~hps_lightning.bluebox.staging.destination`.
     """
-    path = Path(directory).expanduser()
+    path = destination(directory)
     try:
         full = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:

@@ -21,11 +21,33 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def destination(directory: str | os.PathLike) -> Path:
+    """The folder that a path names for :func:`staged_directory`, with ``~`` and links followed.
+
+    Raises:
+        UserError: it names none, such as ``~`` of an unknown user or links that go in a circle; or it
+            is the current folder or holds it, and whoever works there would be left in one that is gone.
+    """
+    try:
+        path = Path(directory).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{directory} cannot be written: {error}") from error
+    # Where the current folder is gone already, nobody is left in it.
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        if path in (here, *here.parents):
+            raise UserError(f"{path} cannot be written: it is the current folder, or holds it; choose another one.")
+    return path
+
+
 @contextlib.contextmanager
 def staged_directory(
     directory: str | os.PathLike, names: Collection[str], content: str = "an export"
 ) -> Iterator[Path]:
     """A fresh folder beside ``directory`` that takes its place, whole, when the block ends without an exception.
+
+    Nothing is deleted but the earlier ``directory``. Should the process be killed in the instant in
+    which one takes the other's place, the earlier one is found in ``.<directory>.<letters>.previous``.
 
     Args:
         directory: what to make or replace.
@@ -33,17 +55,15 @@ def staged_directory(
         content: what these are, in words.
 
     Raises:
-        UserError: ``directory`` cannot be written, or it holds something else.
+        UserError: ``directory`` cannot be written (see :func:`destination`), or it holds something else.
     """
-    directory = Path(directory).expanduser().resolve()
+    directory = destination(directory)
     _refuse_others(directory, names, content)
-    previous = directory.with_name(f"{directory.name}.previous")
-    _refuse_others(previous, names, content)
     aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     try:
         aside.mkdir(parents=True)
         yield aside
-        _replace(directory, aside, previous)
+        _replace(directory, aside)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error
     finally:
@@ -61,16 +81,16 @@ def _refuse_others(directory: Path, names: Collection[str], content: str) -> Non
         raise UserError(f"{directory} holds {min(others)}, which is no part of {content}; choose another directory.")
 
 
-def _replace(directory: Path, aside: Path, previous: Path) -> None:
+def _replace(directory: Path, aside: Path) -> None:
     if not directory.exists():
-        # Only a process killed between the two renames below leaves `previous` alone; it has served now.
         aside.rename(directory)
-    else:
-        shutil.rmtree(previous, ignore_errors=True)
-        directory.rename(previous)
-        try:
-            aside.rename(directory)
-        except BaseException:
-            previous.rename(directory)
-            raise
+        return
+    # A name of its own: whatever else lies there is not ours to delete.
+    previous = aside.with_name(f"{aside.name}.previous")
+    directory.rename(previous)
+    try:
+        aside.rename(directory)
+    except BaseException:
+        previous.rename(directory)
+        raise
     shutil.rmtree(previous, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The callback that keeps weights ready for the board while a network trains."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,11 @@ class Export(Callback):
         """Settles the directory; every rank has to, since they agree on the log directory."""
         if stage == "fit":
             self._reset()
-            self._root = Path(self.directory or os.path.join(trainer.log_dir or trainer.default_root_dir, "bluebox"))
+            root = Path(self.directory or os.path.join(trainer.log_dir or trainer.default_root_dir, "bluebox"))
+            # Of an unknown user's folder each export will tell.
+            with contextlib.suppress(RuntimeError):
+                root = root.expanduser()
+            self._root = root
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Notes that there is something new to export."""
@@ -108,7 +113,8 @@ class Export(Callback):
         return reason
 
     def _write_last(self, trainer: Trainer, pl_module: ImageClassifier, record: dict[str, Any]) -> str | None:
-        if not self._trained and (self._root / "last").exists():
+        # Not by pathlib, which raises where the path cannot be looked at.
+        if not self._trained and os.path.exists(self._root / "last"):
             # Resumed from where it had ended: what is there says more than could be said now.
             return None
         weights = board_weights(bare_network(pl_module.network).state_dict())

@@ -13,6 +13,7 @@ from hps_lightning.bluebox import (
     ONNX_FILE,
     WEIGHTS_FILE,
     describe,
+    destination,
     export_bundle,
     refuse_full_directory,
 )
@@ -74,6 +75,8 @@ def run_export(argv: list[str]) -> int:
         help="where the data set lies (default: where it lay for the training, else as for `hps fit`)",
     )
     arguments = parser.parse_args(argv)
+    # What cannot be is said before the work begins.
+    destination(arguments.output)
     if not arguments.replace:
         refuse_full_directory(arguments.output)
     checkpoint, content = open_checkpoint(arguments.ckpt_path, Path(RUNS))

@@ -155,16 +155,19 @@ def test_the_best_score_survives_a_resume(tmp_path, save_on_train_epoch_end):
 
 
 @RESUME_WARNING
-def test_resuming_a_finished_training_leaves_its_exports(tmp_path):
+@pytest.mark.parametrize("directory", [None, "~/board"])
+def test_resuming_a_finished_training_leaves_its_exports(tmp_path, monkeypatch, directory):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    manifest = (bluebox(tmp_path) if directory is None else tmp_path / "board") / "last" / "manifest.json"
     checkpoint = ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True)
-    first = tiny_trainer(tmp_path, Export(), checkpoint, max_epochs=1, enable_checkpointing=True)
+    first = tiny_trainer(tmp_path, Export(directory), checkpoint, max_epochs=1, enable_checkpointing=True)
     first.fit(tiny([0.5]), datamodule=TinyData())
-    before = (bluebox(tmp_path) / "last" / "manifest.json").read_text()
-    second = tiny_trainer(tmp_path, Export(), max_epochs=1)
+    before = manifest.read_text()
+    second = tiny_trainer(tmp_path, Export(directory), max_epochs=1)
     second.fit(
         tiny([0.5]), datamodule=TinyData(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), weights_only=True
     )
-    assert (bluebox(tmp_path) / "last" / "manifest.json").read_text() == before
+    assert manifest.read_text() == before
     assert json.loads(before)["accuracy"]["value"] == 0.5
 
 
@@ -204,6 +207,17 @@ def test_what_cannot_be_written_costs_two_warnings_and_no_training(tmp_path):
     assert last in texts[2]
     assert all("Not a directory" in text for text in texts)
     assert trainer.current_epoch == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*its export to .*best")
+@pytest.mark.parametrize("directory", ["~nosuchuser/board", "loop/board", "x" * 300])
+def test_a_directory_that_can_be_none_costs_no_training(tmp_path, monkeypatch, directory):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    trainer = tiny_trainer(tmp_path, Export(directory), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"cannot be written: .* has ended without its export to .*last"):
+        trainer.fit(tiny([0.3]), datamodule=TinyData())
+    assert trainer.current_epoch == 1
 
 
 def test_a_best_that_could_not_be_written_is_written_later(tmp_path, monkeypatch):

@@ -129,6 +129,16 @@ def test_an_output_that_cannot_be_written_is_named(hps, checkpoint, tmp_path):
     assert files(tmp_path) == {"file": b"here already"}
 
 
+@pytest.mark.parametrize("output", ["~nosuchuser/bundle", "loop/bundle", ".", ".."])
+@pytest.mark.parametrize("replace", [[], ["--replace"]])
+def test_an_output_that_can_be_none_is_refused_before_the_work(hps, tmp_path, output, replace):
+    (tmp_path / "loop").symlink_to("loop")
+    # There is no such checkpoint either, which is not looked for any more.
+    status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", output, *replace)
+    assert status == 2
+    assert "cannot be written: " in err
+
+
 def onnx(path):
     from hps_lightning.bluebox import describe
     from hps_lightning.bluebox.onnx_export import export_onnx
