@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from hps_lightning.bluebox.board.folding import fold
 from hps_lightning.bluebox.onnx_export import OnnxNetwork, normalised
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.readers import Images
@@ -29,6 +30,7 @@ def compare_formats(
     models: Mapping[str, bytes],
     test: Images | None = None,
     threads: int = 1,
+    folded: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures a network in PyTorch and in each of some ONNX models.
 
@@ -42,6 +44,8 @@ def compare_formats(
             without; see :func:`~hps_lightning.bluebox.onnx_export.export_onnx`.
         test: the images that accuracy is measured on, of the network's size; None for none.
         threads: that work on one image.
+        folded: whether PyTorch runs the network as a board does for which batch norms are folded
+            into convolutions; the file is the same.
 
     Returns:
         Plain rows, PyTorch's first: ``format``, ``bytes`` (of the file), ``correct``, ``images``
@@ -53,7 +57,7 @@ def compare_formats(
     """
     rows: list[dict[str, Any]] = [{"format": PYTORCH, "bytes": len(legacy_file(board_weights(network.state_dict())))}]
     rows += [{"format": name, "bytes": len(model)} for name, model in models.items()]
-    with _on_cpu(network, threads) as evaluate:
+    with _on_cpu(network, threads, folded) as evaluate:
         runs: list[tuple[Callable[[np.ndarray], np.ndarray], bool]] = [(evaluate, False)]
         for model in models.values():
             onnx_network = OnnxNetwork(model, threads)
@@ -88,9 +92,11 @@ def formats_table(rows: list[dict[str, Any]]) -> Table:
 
 
 @contextmanager
-def _on_cpu(network: nn.Module, threads: int) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+def _on_cpu(network: nn.Module, threads: int, folded: bool) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """A copy of the network, in evaluation mode, as a function of arrays."""
     copied = copy.deepcopy(bare_network(network)).to("cpu", torch.float32).eval()
+    if folded:
+        copied = fold(copied)
     threads_before = torch.get_num_threads()
 
     @torch.inference_mode()

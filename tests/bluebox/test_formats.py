@@ -64,6 +64,17 @@ def test_each_format_has_a_row_with_what_was_measured(network, models):
     assert json.loads(json.dumps(rows)) == rows
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_pytorch_is_measured_as_the_board_runs_it(network, models, monkeypatch, folded):
+    test, calls = labelled(network, 300), []
+    forward = torch.nn.BatchNorm2d.forward
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda *args: calls.append(1) or forward(*args))
+    first, second, _ = compare_formats(network, MANIFEST, models, test, folded=folded)
+    assert bool(calls) != folded
+    assert first["correct"] == second["correct"] == 300
+    assert first["bytes"] == len(legacy_file(board_weights(network.state_dict())))
+
+
 def test_without_images_accuracy_is_left_out_of_rows_and_table(network, models):
     rows = compare_formats(network, MANIFEST, models)
     assert all(row["correct"] is None and row["images"] is None for row in rows)
