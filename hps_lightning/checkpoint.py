@@ -52,7 +52,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is refused: it is no checkpoint, or it holds more than weights and plain values, "
             "which could execute code when loaded."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
+    # Of pickles that were made up, almost anything.
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError) as error:
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(record, dict) or "state_dict" not in checkpoint:
@@ -60,6 +61,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     reason = unplain(record)
     if reason is not None:
         raise UserError(f"{path} is refused: what it says of its network holds {reason}.")
+    if not isinstance(record.get("data") or {}, dict):
+        raise UserError(f"{path} is refused: what it says of its data is no mapping.")
     if record.get("format") != RECORD_FORMAT:
         raise UserError(
             f"{path} has format {record.get('format')!r}, this version of hps_lightning reads {RECORD_FORMAT}; "
@@ -130,8 +133,8 @@ def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
         checkpoint: what :func:`read_checkpoint` gave.
 
     Raises:
-        UserError: the network cannot be built, or the weights do not fit it; or its optimizer or schedule is
-            neither torch's nor this project's.
+        UserError: the network cannot be built, or the weights do not fit it, or are more than the file has
+            bytes; or its optimizer or schedule is neither torch's nor this project's.
     """
     record, weights = checkpoint[RECORD_KEY], checkpoint["state_dict"]
     classifier = classifier_class(record)
@@ -161,6 +164,11 @@ def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
         key: getattr(value, "shape", None) for key, value in weights.items()
     }:
         raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")
+    # One value in the file may stand for all of a tensor's, and the network would take the memory of all.
+    claimed = sum(value.numel() * value.element_size() for value in weights.values())
+    size = Path(path).stat().st_size
+    if claimed > size:
+        raise UserError(f"{path} is refused: its weights would take {claimed:,} bytes, and it has {size:,}.")
 
 
 def _lists(arguments: dict[str, Any]) -> list[list[Any]]:

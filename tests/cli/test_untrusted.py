@@ -189,6 +189,47 @@ def test_a_small_file_that_would_take_the_memory_is_refused(tmp_path, sound, tal
     tally(REFUSED)
 
 
+def test_weights_that_are_more_than_the_file_are_refused(tmp_path, sound, tally):
+    path = tmp_path / "sent.ckpt"
+    wide = {**ARGUMENTS, "width": 8.0}
+    with torch.device("meta"):
+        state = HPSClassifier(**wide).state_dict()
+    one = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
+    record = {**sound[RECORD_KEY], "model": {"class_path": "HPSClassifier", "init_args": wide}}
+    torch.save({**sound, "state_dict": one, RECORD_KEY: record}, path)
+    assert path.stat().st_size < 10**5 < sum(value.nbytes for value in one.values())
+    with pytest.raises(UserError, match=r"sent\.ckpt is refused: its weights would take"):
+        load_classifier(path)
+    tally(REFUSED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_sound_weights_of_any_precision_are_not_refused(tmp_path, sound, dtype):
+    path = tmp_path / "sound.ckpt"
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in sound["state_dict"].items()}
+    torch.save({"state_dict": state, RECORD_KEY: sound[RECORD_KEY]}, path)
+    assert load_classifier(path).num_classes == 10
+
+
+CRAFTED = {
+    "a call of nothing": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+    "a key that cannot be one": b"\x80\x02}]K\x01s.",
+    "nothing on the stack": b"\x80\x02a.",
+    "a number that is called": b"\x80\x02K\x01)R.",
+    "a mark that is missing": b"\x80\x02K\x01e.",
+    "a memo that is missing": b"\x80\x02h\x07.",
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_a_pickle_that_breaks_the_reader_is_one_error(tmp_path, tally, kind):
+    path = tmp_path / "sent.ckpt"
+    path.write_bytes(with_pickle(CRAFTED[kind]))
+    with pytest.raises(UserError, match=r"sent\.ckpt is (refused|damaged)"):
+        read_checkpoint(path)
+    tally(REFUSED)
+
+
 def test_pytorch_would_copy_the_text(tmp_path):
     path = tmp_path / "sent.ckpt"
     path.write_bytes(with_pickle(copies_of_a_large_text()))
