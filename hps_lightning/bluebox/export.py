@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hps_lightning.bluebox.manifest import MANIFEST_FILE, WEIGHTS_FILE, describe
+from hps_lightning.bluebox.manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGHTS_FILE, describe, refuse_other_images
 from hps_lightning.bluebox.staging import destination, staged_directory, write_file
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
@@ -84,16 +84,21 @@ def export_bundle(
         The directory.
 
     Raises:
-        UserError: as :func:`describe` and :func:`export_weights`.
+        UserError: as :func:`describe` and :func:`export_weights`; or the network takes images that
+            no bundle does, cannot be run on them, or its answers are not finite.
     """
     manifest = describe(network, record, metric)
+    refuse_other_images(manifest)
     manifest["network"]["folded"] = folded
     manifest["formats"] = list(formats)
     weights = board_weights(weights)
     content = legacy_file(weights)
     source = Path(inspect.getfile(type(bare_network(network))))
     files = {name: (BOARD_FOLDER / name).read_bytes() for name in BOARD_FILES}
-    files[source.name] = source.read_bytes()
+    try:
+        files[source.name] = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}.") from error
     files[WEIGHTS_FILE] = content
     files.update(models or {})
     files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest, models or {})
@@ -125,7 +130,8 @@ def _identity(content: bytes) -> dict[str, Any]:
 
 def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: str | os.PathLike) -> Path:
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with staged_directory(directory, _exported_names()) as folder:
+    names = {*_exported_names(), *files, *_earlier_names(destination(directory))}
+    with staged_directory(directory, names) as folder:
         for name, content in files.items():
             write_file(folder / name, content)
         write_file(folder / MANIFEST_FILE, text.encode())
@@ -133,10 +139,22 @@ def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: s
 
 
 def _exported_names() -> set[str]:
-    """All names that an export may have, of whatever network."""
+    """All names that an export may have, of whatever network of ours."""
     networks = Path(__file__).parent.with_name("networks").glob("*.py")
     written = {MANIFEST_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, GOLDEN_FILE, README_FILE}
     return {*written, *BOARD_FILES, *(path.name for path in networks)}
+
+
+def _earlier_names(directory: Path) -> set[str]:
+    """What a bundle that lies there says that it holds: its network may be out of a user's own file."""
+    try:
+        manifest = json.loads((directory / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return set()
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        return set()
+    files = manifest.get("files")
+    return set(files) if isinstance(files, dict) else set()
 
 
 @torch.no_grad()
@@ -144,8 +162,11 @@ def _golden(
     kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapping[str, Any], models: Mapping[str, bytes]
 ) -> bytes:
     """Images with the answers in each format, and a frame with Pillow's reduction of it, for the self-test."""
-    network = kind(**manifest["network"]["arguments"])
+    # Its first weights are drawn from the random numbers of a training that exports.
+    with torch.random.fork_rng(devices=[]):
+        network = kind(**manifest["network"]["arguments"])
     network.load_state_dict(weights)
+    network.eval()
     side = manifest["input"]["shape"][1]
     # Of seeded noise at several scales: no data set need be at hand, and no image is anybody's.
     random = np.random.RandomState(0)
@@ -155,8 +176,14 @@ def _golden(
     means, stds = manifest["input"]["mean"], manifest["input"]["std"]
     inputs = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), means, stds)
     # A training that exports may be amid an autocast, in which answers are rounded.
-    with torch.autocast("cpu", enabled=False):
-        logits = network.eval()(inputs.contiguous()).numpy()
+    try:
+        with torch.autocast("cpu", enabled=False):
+            # One at a time, which takes less memory where they are large.
+            logits = torch.cat([network(image) for image in inputs.contiguous().split(1)]).numpy()
+    except RuntimeError as error:
+        raise UserError(f"{kind.__name__} cannot be run on images of 3 x {side} x {side}: {error}") from error
+    if not np.isfinite(logits).all():
+        raise UserError("The network answers NaN or infinite values: this training has diverged.")
     answers = {name: _probabilities(model, images, manifest) for name, model in models.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized, **answers)

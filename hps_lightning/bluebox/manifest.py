@@ -3,12 +3,14 @@
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ from hps_lightning.errors import UserError
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1
 WEIGHTS_FILE = "weights.pt"
+
+# As board/bundle.py has it: a record gone wrong must not take the memory.
+_LARGEST_SIDE = 4096
 
 _NORMALISATION = "(value / 255 - mean) / std, channel by channel, of RGB values from 0 to 255"
 
@@ -39,8 +44,8 @@ def describe(network: nn.Module, record: Mapping[str, Any], metric: str | None =
         ``measured_on``), ``epoch`` (counted from 0) and ``versions``.
 
     Raises:
-        UserError: the record does not describe the data, or names arguments that do not
-            rebuild the network.
+        UserError: the record does not describe the data, or as no data can be; or it names
+            arguments that do not rebuild the network.
     """
     missing = [key for key in ("dataset", "classes", "mean", "std", "image_size", "protocol") if key not in record]
     if missing:
@@ -48,6 +53,7 @@ def describe(network: nn.Module, record: Mapping[str, Any], metric: str | None =
             f"An export needs to know the data, but nothing tells {', '.join(missing)}; "
             "train with hps_lightning.data.ImageDataModule."
         )
+    _check_data(record)
     network = bare_network(network)
     arguments = _arguments(network, record["model"]["init_args"])
     classes = list(record["classes"])
@@ -76,6 +82,61 @@ def describe(network: nn.Module, record: Mapping[str, Any], metric: str | None =
         "epoch": record.get("epoch"),
         "versions": {"hps_lightning": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def refuse_other_images(manifest: Mapping[str, Any]) -> None:
+    """Refuses a network whose images are not what a bundle makes of a camera's frames: RGB, as high as wide.
+
+    Args:
+        manifest: what :func:`describe` returns.
+
+    Raises:
+        UserError: the network takes others.
+    """
+    channels, height, width = manifest["input"]["shape"]
+    if channels != 3 or height != width:
+        raise UserError(
+            f"A bundle takes RGB images that are as high as wide; those of {manifest['dataset']} are "
+            f"{channels} x {height} x {width}. Export weights and manifest alone."
+        )
+
+
+def _check_data(record: Mapping[str, Any]) -> None:
+    # Whoever made a checkpoint may have put anything there.
+    size, mean, std = record["image_size"], record["mean"], record["std"]
+    _require(isinstance(record["dataset"], str), record, "dataset", "a name")
+    _require(isinstance(record["protocol"], str), record, "protocol", "a name")
+    _require(_are(record["classes"], str) and len(record["classes"]) > 0, record, "classes", "a list of names")
+    sides = _are(size, int) and len(size) == 3 and all(1 <= side <= _LARGEST_SIDE for side in size)
+    _require(sides, record, "image_size", f"channels, height and width from 1 to {_LARGEST_SIDE}")
+    for key in ("mean", "std"):
+        numbers = _are(record[key], (int, float)) and len(record[key]) == size[0]
+        _require(numbers, record, key, f"{size[0]} numbers, one a channel")
+    _require(_normalises(mean, std), record, "std", "numbers above 0 that images can be divided by")
+    _require(isinstance(record.get("metrics", {}), Mapping), record, "metrics", "numbers by their names")
+    _require(type(record.get("epoch")) in (int, type(None)), record, "epoch", "a whole number")
+
+
+def _require(sound: bool, record: Mapping[str, Any], key: str, kind: str) -> None:
+    if not sound:
+        raise UserError(f"An export needs to know the data, but its {key} is {record[key]!r:.80}, not {kind}.")
+
+
+def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether it is a list of values of a kind; a truth value is no number."""
+    if not isinstance(values, list | tuple):
+        return False
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
+def _normalises(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether the board's float32 holds the factors that images are normalised with."""
+    try:
+        with np.errstate(all="ignore"):
+            mean_, std_ = np.array(mean, np.float32), np.array(std, np.float32)
+            return bool((std_ > 0).all() and np.isfinite([1 / (255 * std_), mean_ / std_]).all())
+    except OverflowError:
+        return False
 
 
 def _source_file(network: nn.Module) -> str:
@@ -113,7 +174,10 @@ def _accuracy(metric: str, record: Mapping[str, Any]) -> dict[str, Any]:
         measured_on = "training images that were held out"
     else:
         measured_on = "the validation images"
-    value = float(record["metrics"][metric])
+    value = record["metrics"][metric]
+    if not _are([value], (int, float)) or not math.isfinite(value):
+        raise UserError(f"{metric} is {value!r:.80}, which is no accuracy.")
+    value = float(value)
     return {"metric": metric, "value": value, "protocol": protocol, "measured_on": measured_on}
 
 

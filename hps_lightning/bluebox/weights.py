@@ -45,6 +45,17 @@ def _board_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
 
 
+def refuse_not_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuses weights that no network can answer with.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"The weights {key} hold NaN or infinite values: this training has diverged.")
+
+
 def legacy_file(weights: Mapping[str, Tensor]) -> bytes:
     """The content of a file of weights, in the format that PyTorch 1.1 reads: not the zip of later ones.
 
@@ -54,9 +65,7 @@ def legacy_file(weights: Mapping[str, Tensor]) -> bytes:
     Raises:
         UserError: a weight is not finite.
     """
-    for key, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"The weights {key} hold NaN or infinite values: this training has diverged.")
+    refuse_not_finite(weights)
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()

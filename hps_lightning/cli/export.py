@@ -18,7 +18,9 @@ from hps_lightning.bluebox import (
     refuse_full_directory,
 )
 from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_table
+from hps_lightning.bluebox.manifest import refuse_other_images
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
+from hps_lightning.bluebox.weights import refuse_not_finite
 from hps_lightning.checkpoint import load_classifier
 from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.cli.recovery import open_checkpoint
@@ -83,7 +85,9 @@ def run_export(argv: list[str]) -> int:
     record = content[RECORD_KEY]
     root = arguments.root or reachable_root(record)
     network = load_classifier(checkpoint).network.to(memory_format=torch.contiguous_format)
+    refuse_not_finite(network.state_dict())
     manifest = describe(network, record)
+    refuse_other_images(manifest)
     models: dict[str, bytes] = {}
     if "onnx" in arguments.formats:
         models[_FLOAT32] = export_onnx(network, manifest, arguments.preprocessing, arguments.fold)
@@ -93,7 +97,8 @@ def run_export(argv: list[str]) -> int:
     metric = next((name for name in ("test/accuracy", "val/accuracy") if name in record.get("metrics", {})), None)
     if models:
         test = _test_images(record, root)
-        rows = [{"file": _FILES[row["format"]], **row} for row in compare_formats(network, manifest, models, test)]
+        measured = compare_formats(network, manifest, models, test, folded=arguments.fold)
+        rows = [{"file": _FILES[row["format"]], **row} for row in measured]
         if test is not None:
             metric = "test/accuracy"
             record = {**record, "metrics": {metric: rows[0]["correct"] / rows[0]["images"]}}

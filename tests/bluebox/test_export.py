@@ -1,14 +1,17 @@
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import nn
 
 from hps_lightning.bluebox import export as exporting
 from hps_lightning.bluebox import load_manifest
 from hps_lightning.errors import UserError
+from hps_lightning.modules import ImageClassifier
 
-from .made import export, read
+from .made import export, make_bundle, read
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -131,3 +134,79 @@ def test_a_relative_directory(classifier, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(classifier, "made/best")
     assert load_manifest("made/best")["epoch"] == 7
+
+
+@pytest.mark.parametrize("size", [[1, 28, 28], [3, 32, 48]])
+def test_a_bundle_takes_square_rgb_alone(classifier, tmp_path, size):
+    changes = {"image_size": size, "mean": [0.1] * size[0], "std": [0.4] * size[0]}
+    with pytest.raises(UserError, match=f"those of made are {size[0]} x {size[1]} x {size[2]}"):
+        make_bundle(classifier, tmp_path / "bundle", **changes)
+    export(classifier, tmp_path / "weights", **changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+OWN = """
+import torch
+
+
+class Own(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, images):
+        if images.shape[2] > 32:
+            raise RuntimeError("too large")
+        return self.head(images.mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Makes a classifier of a network out of a file of the user's own."""
+    made = set()
+
+    def make(file):
+        path = tmp_path / file
+        path.write_text(OWN)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        made.add(path.stem)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        classifier = ImageClassifier(module.Own(3), 3)
+        classifier.save_hyperparameters({"num_classes": 3})
+        return classifier
+
+    yield make
+    for name in made:
+        del sys.modules[name]
+
+
+def test_a_bundle_of_ones_own_network_is_replaced_like_any(own, classifier, tmp_path):
+    for file in ("my_net.py", "my_net.py", "other_net.py"):
+        make_bundle(own(file), tmp_path / "bundle")
+        assert (tmp_path / "bundle" / file).exists()
+    assert not (tmp_path / "bundle" / "my_net.py").exists()
+    make_bundle(classifier, tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / "other_net.py").exists()
+    (tmp_path / "bundle" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+        make_bundle(classifier, tmp_path / "bundle")
+
+
+def test_a_network_that_does_not_run_or_whose_file_has_gone_is_one_error(own, tmp_path):
+    with pytest.raises(UserError, match="Own cannot be run on images of 3 x 64 x 64: too large"):
+        make_bundle(own("my_net.py"), tmp_path / "bundle", image_size=[3, 64, 64])
+    gone = own("gone.py")
+    (tmp_path / "gone.py").unlink()
+    with pytest.raises(UserError, match=r"gone\.py cannot be read"):
+        make_bundle(gone, tmp_path / "bundle")
+
+
+def test_answers_that_are_not_finite_are_refused(classifier, tmp_path):
+    # Finite, and of no use under a root.
+    next(module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)).running_var.fill_(-1)
+    with pytest.raises(UserError, match="answers NaN or infinite values"):
+        make_bundle(classifier, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []

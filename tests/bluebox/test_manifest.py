@@ -98,6 +98,38 @@ def test_a_record_of_another_network_is_refused(classifier, changes, message):
         describe(classifier.network, record(classifier, **changes))
 
 
+WRONG = {
+    "dataset": [["cifar10"], None],
+    "protocol": [None, 5],
+    "classes": [5, [], [1, 2, 3], "abc"],
+    "image_size": [32, [3, 32], [3, 32, 32.0], [3, 0, 0], [3, 10**6, 10**6], [True, 32, 32], None],
+    "mean": ["abc", 0.5, [0.5], [0.5, 0.5, None], [0.5, 0.5, True]],
+    "std": ["abc", [0.5], [0.5, 0.5, "0.5"], [0.5, 0.5, 0], [0.5, 0.5, -1], [0.5, 0.5, 1e-50], [0.5, 0.5, 10**400]],
+    "metrics": [["val/accuracy"], None, "val/accuracy"],
+    "epoch": ["7", float("nan")],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_data_as_none_can_be_is_refused(classifier, key, value):
+    with pytest.raises(UserError, match=f"but its {key} is "):
+        describe(classifier.network, record(classifier, **{key: value}))
+
+
+@pytest.mark.parametrize("mean", [float("nan"), float("inf"), 1e300])
+def test_a_mean_that_float32_does_not_hold_is_refused(classifier, mean):
+    with pytest.raises(UserError, match="but its std is "):
+        describe(classifier.network, record(classifier, mean=[mean, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.5", None, True])
+def test_an_accuracy_that_is_none_is_refused(classifier, value):
+    described = record(classifier, metrics={"val/accuracy": value})
+    with pytest.raises(UserError, match=r"val/accuracy is .*, which is no accuracy"):
+        describe(classifier.network, described, "val/accuracy")
+    assert describe(classifier.network, described)["accuracy"] is None
+
+
 def test_a_record_without_data_is_refused(classifier):
     with pytest.raises(UserError, match="nothing tells dataset, classes, mean, std, image_size, protocol"):
         describe(classifier.network, classifier.record())

@@ -249,6 +249,17 @@ def test_a_diverged_training_leaves_the_good_export(tmp_path):
     assert not (bluebox(tmp_path) / "last").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*its export to .*best")
+def test_images_that_no_bundle_takes_cost_a_warning(tmp_path, monkeypatch):
+    given = TinyData.record
+    grey = {"image_size": [1, 28, 28], "mean": [0.1], "std": [0.4]}
+    monkeypatch.setattr(TinyData, "record", lambda self: {**given(self), **grey})
+    trainer = tiny_trainer(tmp_path, Export(bundle=True), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"RGB images .* has ended without its export to .*last"):
+        trainer.fit(tiny([0.5]), datamodule=TinyData())
+    assert not bluebox(tmp_path).exists()
+
+
 def test_data_that_says_nothing_of_itself_costs_a_warning(tmp_path):
     data = TinyData()
     trainer = tiny_trainer(tmp_path, Export(), max_epochs=1)
@@ -257,11 +268,21 @@ def test_data_that_says_nothing_of_itself_costs_a_warning(tmp_path):
     assert not bluebox(tmp_path).exists()
 
 
-def test_exporting_does_not_change_the_training(tmp_path):
-    exporting, plain = tiny(), tiny()
-    tiny_trainer(tmp_path, Export()).fit(exporting, datamodule=TinyData())
-    tiny_trainer(tmp_path).fit(plain, datamodule=TinyData())
-    assert_same(exporting.network.state_dict(), plain.network.state_dict())
+class Draw(Callback):
+    """Lets the weights depend on the random numbers that come after an export."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.network.classifier.bias.data += torch.rand(3)
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_exporting_does_not_change_the_training(tmp_path, bundle):
+    trained = []
+    for callbacks in ([Export(bundle=bundle)], []):
+        module = tiny([0.3, 0.5, 0.6])
+        tiny_trainer(tmp_path, *callbacks, Draw()).fit(module, datamodule=TinyData())
+        trained.append({**module.network.state_dict(), "next": torch.rand(3)})
+    assert_same(*trained)
 
 
 def test_a_bundle_runs_by_itself(tmp_path):

@@ -73,12 +73,21 @@ def test_images_are_looked_for_where_the_training_found_them(hps, checkpoint, tm
         roots.append(root)
         raise exporting.UserError("There are none.")
 
+    compare, folded = exporting.compare_formats, []
+
+    def spy(*arguments, **options):
+        folded.append(options["folded"])
+        return compare(*arguments, **options)
+
+    monkeypatch.setattr(exporting, "compare_formats", spy)
     monkeypatch.setattr(exporting, "load_images", look)
-    for options in ([], ["--data.root=elsewhere"]):
+    for options in ([], ["--data.root=elsewhere", "--no-fold"]):
         call = ["export", "--ckpt_path=trained_there.ckpt", "--output=bundle", "--formats=onnx", "--replace", *options]
         status, _, err = hps(*call)
         assert status == 0, err
     assert roots == [str(tmp_path), "elsewhere"]
+    # PyTorch is measured as the bundle has it.
+    assert folded == [True, False]
 
 
 def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpoint, tmp_path, monkeypatch):
@@ -179,6 +188,41 @@ def test_weights_of_another_network_are_refused(hps, checkpoint, tmp_path):
     status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", "bundle")
     assert status == 2
     assert "the weights do not fit the network" in err
+
+
+@pytest.mark.parametrize(("key", "value"), [("classifier.bias", float("nan")), ("stem.conv.weight", float("inf"))])
+def test_a_training_that_has_diverged_is_refused(hps, checkpoint, tmp_path, key, value):
+    content = torch.load(checkpoint, weights_only=True)
+    weights = content["state_dict"][f"network.{key}"]
+    weights[(0,) * weights.ndim] = value
+    torch.save(content, tmp_path / "x.ckpt")
+    status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", "bundle")
+    assert status == 2
+    assert f"{key} hold NaN or infinite values: this training has diverged" in err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": ["val/accuracy"]},
+        {"metrics": None},
+        {"metrics": "val/accuracy"},
+        {"metrics": {"val/accuracy": float("nan")}},
+        {"image_size": [1, 32, 32], "mean": [0.5], "std": [0.5]},
+        {"image_size": [3, 10**6, 10**6]},
+        {"dataset": ["digits"]},
+        {"data": ["digits"]},
+    ],
+    ids=str,
+)
+def test_a_record_of_data_that_cannot_be_is_refused(hps, checkpoint, tmp_path, changes):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hps_lightning"].update(changes)
+    torch.save(content, tmp_path / "x.ckpt")
+    status, _, err = hps("export", "--ckpt_path", "x.ckpt", "--output", "bundle", "--formats", "pytorch")
+    assert status == 2
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
 
 def test_every_option_has_a_help_text(hps):
