@@ -30,6 +30,8 @@ CHANNEL_ORDERS = ("bgr", "rgb", "bgra", "rgba", "gray")
 """How the frames may come to the block; a camera's are BGR."""
 
 _WEBCAM_FRAMES = 300
+# No clock waits much longer, or tells shorter times: the block's time stamps are microseconds.
+_SLOWEST_FPS, _FASTEST_FPS = 1e-6, 1e6
 
 Frame = tuple[np.ndarray | None, str | None]
 """A picture (uint8, rows x columns x 3, RGB; None where it cannot be read) and its class, where that is known."""
@@ -366,8 +368,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("Give either images or folders of images, or --dataset NAME, or --webcam.")
     if arguments.labels and not arguments.images:
         raise UserError("--labels goes with image files alone.")
-    if not 0 <= arguments.fps < math.inf:
-        raise UserError(f"--fps must be 0 or more, got {arguments.fps}.")
+    if arguments.fps != 0 and not _SLOWEST_FPS <= arguments.fps <= _FASTEST_FPS:
+        raise UserError(f"--fps must be 0, or from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}, got {arguments.fps}.")
     if arguments.frames is not None and arguments.frames < 1:
         raise UserError(f"--frames must be 1 or more, got {arguments.frames}.")
     return arguments
@@ -442,6 +444,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A name that is too long, a folder that may not be read: either may stand wherever a path does.
+        if os.environ.get("HPS_DEBUG"):
+            raise
+        print(f"replay: error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -202,3 +202,23 @@ def test_missing_code_is_named(monkeypatch, name, missing, board_file):
         load_board_file(name)
     assert missing in str(stopped.value)
     assert "the whole bundle" in str(stopped.value)
+
+
+def test_pillow_before_6_turns_nothing_and_reads_all_the_same(classify, tmp_path, monkeypatch):
+    from PIL import ImageOps
+
+    monkeypatch.delattr(ImageOps, "exif_transpose")
+    assert np.array_equal(classify.read_image(str(save(tmp_path / "photo.png"))), picture())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_the_terminal_does_not_know_is_printed_all_the_same(
+    classify, bundle, tmp_path, monkeypatch, encoding
+):
+    path = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xff.png")
+    save(path)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
+    assert classify.main([str(path), "--bundle", str(bundle)]) == 0
+    name = {"ascii": r"caf\xe9 \udcff.png", "utf-8": r"café \udcff.png"}[encoding]
+    assert name in printed.getvalue().decode(encoding)

@@ -132,9 +132,7 @@ def test_a_model_holds_nothing_of_this_machine_and_is_sound(network, model):
 def test_the_newest_onnx_runtime_of_the_boards_python_reads_it(network, int8, preprocessing):
     pixels = pixels_of(8)
     content = (
-        export_int8(network, MANIFEST, pixels, preprocessing)
-        if int8
-        else export_onnx(network, MANIFEST, preprocessing)
+        export_int8(network, MANIFEST, pixels, preprocessing) if int8 else export_onnx(network, MANIFEST, preprocessing)
     )
     parsed = onnx.load_from_string(content)
     onnx.checker.check_model(parsed, full_check=True)

@@ -509,6 +509,20 @@ def test_the_number_of_threads_ends_with_the_run(started):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_number_of_threads_ends_with_the_last_of_several_blocks(started, bundle, tmp_path, first):
+    before = torch.get_num_threads()
+    # Of two files, as in a diagram that compares two bundles.
+    shutil.copytree(bundle, tmp_path / "other")
+    runtimes = [started(threads=before + 1), started(tmp_path / "other", threads=before + 2)]
+    assert torch.get_num_threads() == before + 2
+    runtimes.pop(first).stop()
+    # As the one says that still runs.
+    assert torch.get_num_threads() == (before + 2 if first == 0 else before + 1)
+    runtimes.pop().stop()
+    assert torch.get_num_threads() == before
+
+
 def test_two_blocks_in_one_diagram(started, tmp_path, answer):
     other = HPSClassifier(num_classes=2, stages=[1, 1, 1, 1], width=0.1)
     folder = make_bundle(other, tmp_path / "other", classes=["yes", "no"])

@@ -47,6 +47,11 @@ def test_it_measures_latency(run):
     assert "one image, PyTorch: " in out
 
 
+def test_it_measures_as_often_as_it_says(selftest, bundle, bundles, monkeypatch):
+    monkeypatch.setattr(selftest, "RUNS", 3)
+    assert len(selftest.latencies(bundles.Bundle(str(bundle)), lambda image: None)) == 3
+
+
 def test_deviations_are_told(selftest, bundle):
     _, logits, levels = selftest.check(str(bundle))
     assert 0 <= logits < 1e-4
@@ -60,6 +65,26 @@ def test_a_damaged_file_is_named(run, bundle, name):
     assert status == 1
     assert err.startswith(f"selftest: FAILED: {bundle / name} has 100 bytes instead of ")
     assert "passed" not in out
+
+
+@pytest.mark.parametrize("script", ["selftest.py", "classify.py"])
+@pytest.mark.parametrize("name", ["bundle.py", "frames.py"])
+@pytest.mark.parametrize("content", [b"import os\n", b"def f(\n", b"import os\nos.nothi", b"x = 1\0"])
+def test_code_that_is_damaged_is_named(bundle, script, name, content):
+    (bundle / name).write_bytes(content)
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path}; import {script[:-3]}"]
+    result = subprocess.run([*command, "x.ppm"], cwd=bundle, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f": {name}: " in result.stderr
+    assert result.stderr.endswith("; numpy, PyTorch and the whole bundle are needed\n")
+
+
+@pytest.mark.parametrize(("script", "missing"), [("selftest", "numpy"), ("selftest", "torch"), ("classify", "numpy")])
+def test_a_library_that_is_missing_is_named(board_file, monkeypatch, script, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit, match=f"numpy.*: .*{missing}.*; numpy, PyTorch and the whole bundle are needed"):
+        board_file(script)
 
 
 def golden(bundle, **changes):

@@ -8,16 +8,21 @@ import os
 import re
 import sys
 
-import numpy as np
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
+part = "numpy"
 try:
+    import numpy as np
+
+    part = "bundle.py"
     from bundle import Bundle, BundleError
+
+    part = "frames.py"
     from frames import FITS, FrameError, check, to_rgb, to_square
-except ImportError as error:
-    sys.exit("classify: error: {}; numpy, PyTorch and the whole bundle are needed".format(error))
+except Exception as error:  # A file that is cut off fails in every way that there is.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    sys.exit("classify: error: {}: {}; numpy, PyTorch and the whole bundle are needed".format(part, reason))
 
 
 def read_image(path):
@@ -70,7 +75,8 @@ def _with_pillow(file):
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise FrameError("it has more than 8 bits a value; convert it")
-            image = ImageOps.exif_transpose(image)
+            # Pillow before 6 does not turn what a camera held upright.
+            image = getattr(ImageOps, "exif_transpose", lambda image: image)(image)
             if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 # What shines through in a viewer is usually white.
@@ -80,6 +86,15 @@ def _with_pillow(file):
         raise
     except Exception:  # Pillow's plugins raise errors of every kind for a broken file.
         raise FrameError("Pillow finds no image in it")
+
+
+def _print(line):
+    """Prints a line, file names with letters that the terminal does not know included."""
+    try:
+        print(line)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def main(argv=None):
@@ -105,7 +120,8 @@ def main(argv=None):
             continue
         probabilities = bundle.probabilities(image[np.newaxis])[0]
         best = np.argsort(-probabilities, kind="mergesort")[: max(1, arguments.top_k)]
-        print("{}\t{}".format(path, "\t".join("{} {:.4f}".format(bundle.classes[i], probabilities[i]) for i in best)))
+        answers = "\t".join("{} {:.4f}".format(bundle.classes[i], probabilities[i]) for i in best)
+        _print("{}\t{}".format(path, answers))
     return status
 
 

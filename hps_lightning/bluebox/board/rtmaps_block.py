@@ -118,7 +118,7 @@ class _Work(object):
         self.bundle = None
         self.frames = None
         self.torch = None
-        self.threads_before = None
+        self.threads = None
         self.reported = set()
         self.left_out = 0
 
@@ -135,8 +135,7 @@ class _Work(object):
         bundles = _module(folder, "bundle", "Bundle")
         self.torch = bundles.torch
         if threads:
-            self.threads_before = self.torch.get_num_threads()
-            self.torch.set_num_threads(threads)
+            self.threads = _set_threads(self.torch, threads)
         bundle = bundles.Bundle(folder)
         if len(bundle.classes) > _MOST_CLASSES:
             raise ValueError("more than {} classes do not fit the output".format(_MOST_CLASSES))
@@ -168,9 +167,8 @@ class _Work(object):
         try:
             if self.left_out:
                 _report(rt.report_warning, "images left out: {}".format(self.left_out))
-            if self.threads_before is not None:
-                # The number is the whole process's; another block need not inherit it.
-                self.torch.set_num_threads(self.threads_before)
+            if self.threads is not None:
+                _reset_threads(self.torch, self.threads)
         finally:
             _Work.__init__(self, self.component)
 
@@ -272,6 +270,31 @@ class _Work(object):
         element.ts = stamp
         element.data = value
         self.component.outputs[name].write(element)
+
+
+def _set_threads(torch, number):
+    """Sets PyTorch's number of threads, which is the whole process's.
+
+    Returns:
+        What :func:`_reset_threads` takes.
+    """
+    # At torch, since each block of a process may come out of a file of its own.
+    setters = vars(torch).setdefault("_hps_threads", [])
+    if not setters:
+        setters.append([torch.get_num_threads()])
+    setter = [number]
+    setters.append(setter)
+    torch.set_num_threads(number)
+    return setter
+
+
+def _reset_threads(torch, setter):
+    """Gives the number back to whoever set it last of those that still run, and after the last one to the process."""
+    setters = vars(torch)["_hps_threads"]
+    setters[:] = [other for other in setters if other is not setter]
+    torch.set_num_threads(setters[-1][0])
+    if len(setters) == 1:
+        del setters[:]
 
 
 def _module(folder, name, needed):

@@ -12,17 +12,22 @@ import re
 import sys
 import time
 
-import numpy as np
-import torch
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
+part = "numpy or PyTorch"
 try:
+    import numpy as np
+    import torch
+
+    part = "bundle.py"
     from bundle import Bundle, BundleError, read_verified
+
+    part = "frames.py"
     from frames import to_square
-except ImportError as error:
-    sys.exit("selftest: FAILED: {}; numpy, PyTorch and the whole bundle are needed".format(error))
+except Exception as error:  # A file that is cut off fails in every way that there is.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    sys.exit("selftest: FAILED: {}: {}; numpy, PyTorch and the whole bundle are needed".format(part, reason))
 
 GOLDEN_FILE = "golden.npz"
 # Another processor, or another PyTorch, adds in another order: as a part of the largest logit, or of 1.
@@ -152,11 +157,11 @@ def check_onnx(bundle):
     return checked
 
 
-def latencies(bundle, run, runs=RUNS):
+def latencies(bundle, run):
     """Milliseconds that single images take in a function of them, sorted."""
     image = np.zeros((1, bundle.side, bundle.side, 3), np.uint8)
     times = []
-    for _ in range(runs + 10):
+    for _ in range(RUNS + 10):
         started = time.perf_counter()
         run(image)
         times.append(1000 * (time.perf_counter() - started))
