@@ -20,6 +20,12 @@ _CLASSES = {classifier.__name__: classifier for classifier in CLASSIFIERS.values
 
 _ZIP_START = b"PK\x03\x04"
 
+# What PyTorch raises of damaged files, and of pickles that were made up; not MemoryError, of which no file is guilty.
+_DAMAGED = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError),
+    ValueError,
+)
+
 _WEIGHTS_KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "hyper_parameters", RECORD_KEY)
 
 
@@ -52,8 +58,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is refused: it is no checkpoint, or it holds more than weights and plain values, "
             "which could execute code when loaded."
         ) from error
-    # Of pickles that were made up, almost anything.
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(record, dict) or "state_dict" not in checkpoint:

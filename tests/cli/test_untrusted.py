@@ -218,6 +218,7 @@ CRAFTED = {
     "a number that is called": b"\x80\x02K\x01)R.",
     "a mark that is missing": b"\x80\x02K\x01e.",
     "a memo that is missing": b"\x80\x02h\x07.",
+    "values of another kind": b"\x80\x02X\x01\x00\x00\x00x\x85Q.",
 }
 
 
