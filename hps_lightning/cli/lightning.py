@@ -46,7 +46,7 @@ from hps_lightning.cli.precision import fast_precision
 from hps_lightning.cli.ranks import EndTogether, ending_together, watch
 from hps_lightning.cli.recovery import open_or_replace
 from hps_lightning.cli.restarts import Job, JobRecord, meet_anew
-from hps_lightning.cli.restore import check_classes, check_length, restore, start_from, with_recipe
+from hps_lightning.cli.restore import check_classes, check_length, check_optimization, restore, start_from, with_recipe
 from hps_lightning.cli.runs import NEWEST, RUNS, Run, run_name
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError, say_trouble
@@ -315,6 +315,8 @@ class HPSCLI(LightningCLI):
     def before_fit(self) -> None:
         """Makes sure that there is room for a run, and starts from given weights where the user asks for it."""
         watch(self.trainer, meet_anew())
+        if self.record is not None:
+            check_optimization(self.record, self.model)
         self._check_recipe()
         self._check_folders()
         path = self._get(self.config, "init_weights")

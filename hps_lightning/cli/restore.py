@@ -1,8 +1,9 @@
 """What a command takes from a checkpoint: its network, its data, and the run that it goes on with."""
 
+import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hps_lightning.cli.runs import RUNS, Run, run_of
 from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier
-from hps_lightning.optim import spans_training
+from hps_lightning.optim import PAPER_OPTIMIZER, optimizer_class, schedule_class, spans_training
 
 _NULL = (None, "null", "None")
 
@@ -183,6 +184,57 @@ def check_length(record: dict[str, Any], model: ImageClassifier, max_epochs: int
         f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of "
         "--ckpt_path."
     )
+
+
+def check_optimization(record: dict[str, Any], model: ImageClassifier) -> None:
+    """Refuses another optimizer or schedule than the training that is continued has.
+
+    Its state comes from the checkpoint, rates and momenta too, so that others would be ignored, or not fit it.
+
+    Args:
+        record: that of the checkpoint.
+        model: the module that goes on.
+
+    Raises:
+        UserError: the class or an argument is another.
+    """
+    known = record["model"]["init_args"]
+    for name, find, own, none in (
+        ("optimizer", optimizer_class, model.optimizer_spec or PAPER_OPTIMIZER, PAPER_OPTIMIZER),
+        ("lr_scheduler", schedule_class, model.lr_scheduler_spec, None),
+    ):
+        # Whoever made the checkpoint may have put anything there.
+        begun = known[name] if isinstance(known.get(name), Mapping) else none
+        change = _change(name, find, begun, own)
+        if change is not None:
+            raise UserError(
+                f"{change}: a training goes on with the optimizer and the schedule that it began with. To train in "
+                "another way from its weights, use --init_weights instead of --ckpt_path."
+            )
+
+
+def _change(name: str, find: Callable[[str], type], begun: Any, own: Any) -> str | None:
+    """What differs between two specifications of a class, as an option and the checkpoint's value."""
+    classes = [None if spec is None else find(spec.get("class_path")) for spec in (begun, own)]
+    if classes[0] is not classes[1]:
+        was, now = ("null" if found is None else found.__name__ for found in classes)
+        return f"--{name} {now} in place of the checkpoint's {was}"
+    if own is None:
+        return None
+    parameters = inspect.signature(classes[1]).parameters
+    was, now = (_plain(dict(spec.get("init_args") or {})) for spec in (begun, own))
+    for key in sorted(was.keys() | now.keys()):
+        # A version of torch may have an argument more than the one before it.
+        default = _plain(parameters[key].default) if key in parameters else None
+        values = was.get(key, default), now.get(key, default)
+        if values[0] != values[1]:
+            return f"--{name}.{key} {json.dumps(values[1])} in place of the checkpoint's {json.dumps(values[0])}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, which knows no tuples."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def start_from(model: ImageClassifier, path: str) -> None:
