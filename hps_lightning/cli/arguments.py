@@ -7,6 +7,7 @@ result is again a list of arguments, so that order and precedence stay the user'
 
 import contextlib
 import difflib
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -245,21 +246,31 @@ def _expand_config(value: str) -> list[tuple[str, str | None]]:
 
 def _expand_model(value: str) -> list[tuple[str, str | None]]:
     if value in zoo.ZOO:
-        variant = zoo.ZOO[value]
-        # A text goes as it is: within quotes a choice of texts would not know it.
-        arguments = [
-            (f"--model.{name}", given if isinstance(given, str) else json.dumps(given))
-            for name, given in variant.arguments.items()
-        ]
-        return [("--model", CLASSIFIER_NAMES[variant.family]), *arguments]
-    if value in CLASSIFIER_NAMES:
-        return [("--model", CLASSIFIER_NAMES[value])]
-    if value in CLASSIFIER_NAMES.values() or "." in value or value.lstrip().startswith("{"):
+        return _family(zoo.ZOO[value].family, zoo.ZOO[value].arguments)
+    for family, name in CLASSIFIER_NAMES.items():
+        if value in (family, name):
+            return _family(family, {})
+    if "." in value or value.lstrip().startswith("{"):
         return [("--model", value)]
     names = [*zoo.ZOO, *CLASSIFIER_NAMES, *CLASSIFIER_NAMES.values()]
     near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"There is no network called {value!r:.80}.{hint} `hps models` lists them.")
+
+
+def _family(family: str, arguments: dict[str, Any]) -> list[tuple[str, str | None]]:
+    # jsonargparse keeps the arguments of the class before where both share a name: a config's stages or dropout would
+    # become those of another network. How it is trained (label_smoothing and the like) is the config's word.
+    parameters = inspect.signature(zoo.FAMILIES[family]).parameters.values()
+    own = {parameter.name: parameter.default for parameter in parameters if parameter.name != "num_classes"}
+    return [
+        ("--model", CLASSIFIER_NAMES[family]),
+        # A text goes as it is: within quotes a choice of texts would not know it.
+        *(
+            (f"--model.{name}", given if isinstance(given, str) else json.dumps(given))
+            for name, given in {**own, **arguments}.items()
+        ),
+    ]
 
 
 def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:

@@ -57,6 +57,11 @@ def test_arguments_of_the_network_hold_whatever_comes_first():
         "--model=HPSClassifier",
         "--model.stages=[1, 1, 1, 1]",
         "--model.width=0.5",
+        # The family's own, which a config before it may have changed.
+        "--model.resolution=1.0",
+        "--model.activation=relu",
+        "--model.dropout=0.0",
+        "--model.inplace=true",
         "--trainer.max_epochs=3",
         # Of two values for one option, the parser takes the last.
         "--model.width=0.75",
