@@ -132,6 +132,9 @@ def _kernel_takes(unit: nn.Sequential, images: Tensor) -> bool:
     conv, norm = unit[0], _norm(unit)
     return (
         norm.training
+        # Averaging of weights computes the statistics anew at its end, and changes how for that pass.
+        and norm.momentum is not None
+        and norm.track_running_stats
         and images.device.type == "cpu"
         and conv.weight.dtype == norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and _compute_dtype(images) in _KERNEL_DTYPES

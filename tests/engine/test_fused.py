@@ -586,6 +586,22 @@ def test_other_norms_are_left_alone(norm):
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("change", [{"momentum": None}, {"track_running_stats": False, "running_mean": None}], ids=str)
+def test_a_norm_that_changes_meanwhile_is_left_alone(change):
+    # As averages of weights do for the pass that computes the statistics anew.
+    torch.manual_seed(0)
+    network, images = _unit(3, 8, "conv-norm-relu"), torch.randn(4, 3, 8, 8)
+    fused = FusedTraining(network)
+    for name, value in change.items():
+        setattr(network[1], name, value)
+    plain = copy.deepcopy(network)
+    with fused.applied():
+        found = network(images)
+    assert torch.equal(found, plain(images))
+    if network[1].track_running_stats:
+        assert torch.equal(network[1].running_var, plain[1].running_var)
+
+
 @pytest.mark.parametrize(
     "layers",
     [
