@@ -186,7 +186,8 @@ class Benchmark(Callback):
         """Prints the table and writes the file."""
         # On every rank, since reading metrics may communicate.
         record = pl_module.record()
-        final = _metrics(trainer, ("train/", "val/"))
+        # Not the trainer's, which keeps an earlier epoch's validation where the last one had none.
+        final = {name: value for name, value in record["metrics"].items() if name.startswith(("train/", "val/"))}
         if not trainer.is_global_zero or trainer.fast_dev_run or not self.epochs:
             return
         if not self._trained and _epochs_in(self._path) >= len(self.epochs):

@@ -13,6 +13,7 @@ class EpochLines(ProgressBar):
         super().__init__()
         self._enabled = True
         self._started = 0.0
+        self._validated = False
 
     def disable(self) -> None:
         """Prints nothing any more; Lightning calls it on all ranks but the first."""
@@ -29,6 +30,12 @@ class EpochLines(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the time."""
         self._started = time.monotonic()
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the epoch has a validation; Lightning keeps an earlier one's metrics."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's metrics and its seconds."""
@@ -38,7 +45,7 @@ class EpochLines(ProgressBar):
         parts = [
             f"{name} {float(metrics[name]):.4f}"
             for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-            if name in metrics
+            if name in metrics and (self._validated or not name.startswith("val/"))
         ]
         epochs = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         print(f"epoch {epochs}  {'  '.join(parts)}  {time.monotonic() - self._started:.1f} s", flush=True)

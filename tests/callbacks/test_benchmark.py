@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hps_lightning import complexity
-from hps_lightning.callbacks import benchmark
+from hps_lightning.callbacks import EpochLines, benchmark
 from hps_lightning.callbacks.benchmark import Benchmark, EpochCost, summarise
 
 from .tiny import ARGUMENTS, LIGHTNING_WARNINGS, RESUME_WARNING, TinyData, tiny, tiny_trainer
@@ -260,6 +260,14 @@ def test_report(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{content['network']['parameters']:,}" in printed
     assert "50.00% in epoch 2" in printed
+
+
+def test_an_earlier_epochs_validation_is_not_the_last_ones(tmp_path, capsys):
+    trainer = tiny_trainer(tmp_path, Benchmark(), EpochLines(), check_val_every_n_epoch=2, enable_progress_bar=True)
+    trainer.fit(tiny(), datamodule=TinyData())
+    assert set(report(tmp_path)["metrics"]["final"]) == {"train/loss", "train/accuracy"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["val/accuracy" in line for line in lines] == [False, True, False]
 
 
 def test_a_diverged_training_still_makes_valid_json(tmp_path):
