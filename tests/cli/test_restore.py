@@ -93,8 +93,8 @@ def test_a_training_goes_on_by_its_own_recipe_wherever_its_run_was_moved(hps, tm
 @pytest.mark.train
 def test_a_training_that_goes_on_keeps_its_optimizer_and_its_schedule(hps, tmp_path):
     # What Lightning restores would silently take the place of other rates, and does not fit another optimizer.
-    begun = [*TINY, "--lr_scheduler=StepLR", "--optimizer=Adam", "--optimizer.betas=[0.8,0.9]", "--trainer.max_epochs=1"]
-    status, _, err = hps("fit", "--model=hps", *begun)
+    begun = [*TINY, "--lr_scheduler=StepLR", "--optimizer=Adam", "--optimizer.betas=[0.8,0.9]"]
+    status, _, err = hps("fit", "--model=hps", *begun, "--trainer.max_epochs=1")
     assert status == 0, err
     more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
     for options, said in (
