@@ -89,7 +89,7 @@ class ImageDataModule(LightningDataModule):
         self.val_set: ImageBatches | None = None
         self.test_set: ImageBatches | None = None
         self.photos: Photos | None = None
-        self._resumed: dict[str, int] | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -218,8 +218,8 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available() and batches.images.device.type == "cpu",
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """Where a training stands: ``epoch``, counted from 0, ``batches`` trained of it, and ``batch_size``."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where a training stands: ``epoch``, counted from 0, ``batches`` trained of it, and what decides on these."""
         if self.train_set is None or self.trainer is None:
             return {}
         loop = self.trainer.fit_loop
@@ -227,9 +227,16 @@ class ImageDataModule(LightningDataModule):
         # `processed` is ahead of `completed` while an epoch ends, when checkpoints are written.
         ended = epochs.processed > epochs.completed
         batches = 0 if ended else loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": epochs.processed, "batches": batches, "batch_size": self.batch_size}
+        return {"epoch": epochs.processed, "batches": batches, "batch_size": self.batch_size, **self._order()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def _order(self) -> dict[str, Any]:
+        """What decides which images an epoch has, and in which order, by the names of the options."""
+        order = {"seed_everything": _run_seed(), "data.dataset": self.info.name, "data.protocol": self.protocol}
+        if self.protocol == "holdout":
+            order |= {"data.val_fraction": self.val_fraction, "data.split_seed": self.split_seed}
+        return order
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up :meth:`state_dict`.
 
         Lightning would ask the loader to do so, but forgets to where an optimizer's schedule has
@@ -243,14 +250,12 @@ class ImageDataModule(LightningDataModule):
         """Shuffled, augmented training batches.
 
         Raises:
-            UserError: a training is to go on in the middle of an epoch, with batches of another size; or see
-                :meth:`check_trainer`.
+            UserError: a training is to go on in the middle of an epoch, with batches of another size or other
+                images, or in another order; or see :meth:`check_trainer`.
         """
         if self.trainer is not None:
             self.check_trainer(self.trainer)
-        # seed_everything leaves the run's seed here.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        loader = self._loader(self.train_set, self.batch_size, shuffle=True, seed=seed, equal_shares=True)
+        loader = self._loader(self.train_set, self.batch_size, shuffle=True, seed=_run_seed(), equal_shares=True)
         state, self._resumed = self._resumed, None
         if state:
             if state["batches"] and state["batch_size"] != self.batch_size:
@@ -259,6 +264,13 @@ class ImageDataModule(LightningDataModule):
                     f"{state['batch_size']} images, so that it cannot go on with batches of {self.batch_size}; leave "
                     f"data.batch_size at {state['batch_size']}."
                 )
+            for option, value in self._order().items():
+                # Earlier versions have not said.
+                if state["batches"] and option in state and state[option] != value:
+                    raise UserError(
+                        f"The training stopped in epoch {state['epoch'] + 1} after {state['batches']} batches, so that "
+                        f"it cannot go on with {option} {value}, in another order; leave {option} at {state[option]}."
+                    )
             loader.sampler.resume(state["epoch"], state["batches"])
         return loader
 
@@ -278,3 +290,8 @@ class ImageDataModule(LightningDataModule):
         if self.photos is None:
             return self._eval_loader(self.test_set)
         return DataLoader(self.photos, batch_size=self.eval_batch_size)
+
+
+def _run_seed() -> int:
+    # seed_everything leaves it here.
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

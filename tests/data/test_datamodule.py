@@ -80,6 +80,46 @@ def test_an_evaluation_leaves_a_training_after_it_no_epoch_to_go_on_in():
     assert len(list(data.train_dataloader())) == batches - 3
 
 
+@pytest.mark.parametrize(
+    ("given", "seed", "message"),
+    [
+        ({"split_seed": 1}, "3", "data.split_seed 1, in another order; leave data.split_seed at 0"),
+        ({"val_fraction": 0.2}, "3", "leave data.val_fraction at 0.1"),
+        ({"protocol": "full"}, "3", "data.protocol full, in another order; leave data.protocol at holdout"),
+        ({}, "4", "leave seed_everything at 3"),
+        ({"eval_batch_size": 7}, "3", None),
+    ],
+    ids=str,
+)
+def test_an_epoch_goes_on_with_its_own_images_in_their_order(monkeypatch, given, seed, message):
+    def prepared(**arguments):
+        data = ImageDataModule("digits", batch_size=64, **arguments)
+        data.setup("fit")
+        progress = SimpleNamespace(current=SimpleNamespace(processed=2, completed=2, ready=3))
+        loop = SimpleNamespace(epoch_progress=progress, epoch_loop=SimpleNamespace(batch_progress=progress))
+        data.trainer = SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), global_rank=0, world_size=1, overfit_batches=0, fit_loop=loop
+        )
+        return data
+
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    state = prepared().state_dict()
+    assert (state["epoch"], state["batches"], state["batch_size"]) == (2, 3, 64)
+    old = {name: state[name] for name in ("epoch", "batches", "batch_size")}
+    between = {**state, "batches": 0}
+    monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+    data = prepared(**given)
+    for other in (old, between):
+        data.load_state_dict(other)
+        assert next(iter(data.train_dataloader()))
+    data.load_state_dict(state)
+    if message is None:
+        assert next(iter(data.train_dataloader()))
+    else:
+        with pytest.raises(UserError, match=message):
+            data.train_dataloader()
+
+
 def test_batches_of_more_than_all_images_are_refused_after_a_validation_too():
     data = ImageDataModule("digits", batch_size=2000)
     data.setup("validate")
