@@ -17,7 +17,7 @@ from typing import Any
 import jsonargparse
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -339,12 +339,24 @@ class HPSCLI(LightningCLI):
         optimizer = build_optimizer(self.model.network, self.model.optimizer_spec)
         # However many steps an epoch will have.
         validates = self.datamodule.validates and self.trainer.limit_val_batches != 0
-        length = TrainingLength(self.trainer.max_epochs, 100, validates)
+        length = TrainingLength(self.trainer.max_epochs, 100, validates, self.trainer.max_steps)
         schedule = build_schedule(optimizer, self.model.lr_scheduler_spec, length) or {}
+        self._check_accumulation(schedule)
         self._check_monitors(schedule.get("monitor"), validates)
         for callback in self.trainer.callbacks:
             if isinstance(callback, Distillation):
                 callback.prepare(self.model, self.datamodule)
+
+    def _check_accumulation(self, schedule: dict[str, Any]) -> None:
+        if schedule.get("interval") != "step":
+            return
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):
+            name = self.model.lr_scheduler_spec["class_path"].rsplit(".", 1)[-1]
+            raise UserError(
+                f"GradientAccumulationScheduler changes how many steps an epoch has, over which {name} is laid out. "
+                "Take trainer.accumulate_grad_batches, which is the same in all epochs, or a schedule that follows "
+                "epochs: MultiStepLR, StepLR, ExponentialLR or ReduceLROnPlateau."
+            )
 
     def _check_monitors(self, watched: str | None, validates: bool) -> None:
         callbacks: list[Any] = self.trainer.callbacks

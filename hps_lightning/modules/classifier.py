@@ -16,7 +16,7 @@ from hps_lightning import __version__
 from hps_lightning.engine import FusedTraining, NativeUnavailableError, keep_freed_memory
 from hps_lightning.errors import UserError
 from hps_lightning.modules.metrics import ImageMean
-from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
+from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule, spans_training
 
 RECORD_KEY = "hps_lightning"
 """Where a checkpoint keeps what is needed to rebuild its network and its data."""
@@ -24,6 +24,7 @@ RECORD_KEY = "hps_lightning"
 RECORD_FORMAT = 1
 
 _VALIDATION_KEY = "hps_lightning_validation"
+_STEPS_KEY = "hps_lightning_steps"
 
 EAGER_VARIABLE = "HPS_EAGER"
 """Set to anything, this environment variable trains without kernels of our own, for comparison."""
@@ -92,6 +93,9 @@ class ImageClassifier(LightningModule):
         self._logged_training = False
         self._validated = False
         self._validated_at: int | None = None
+        # What a schedule that steps with the optimizer is laid out over: now, and when the training began.
+        self._steps: dict[str, int] = {}
+        self._begun_steps: dict[str, int] = {}
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -107,6 +111,7 @@ class ImageClassifier(LightningModule):
         self.fused, self.kernels, self.distillation = None, "PyTorch's", None
         # A training that goes on inside an epoch starts none.
         self._logged_training, self._validated, self._validated_at = False, False, None
+        self._begun_steps = {}
         if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
             return
         keep_freed_memory()
@@ -215,12 +220,38 @@ class ImageClassifier(LightningModule):
             epochs=trainer.max_epochs,
             steps_per_epoch=max(1, -(-trainer.num_training_batches // trainer.accumulate_grad_batches)),
             validates=bool(trainer.enable_validation) and getattr(trainer.datamodule, "validates", True),
+            max_steps=trainer.max_steps,
         )
         schedule = build_schedule(optimizer, self.lr_scheduler_spec, length)
+        self._steps = {}
         if not schedule:
             return {"optimizer": optimizer}
+        if schedule["interval"] == "step":
+            self._steps = {"steps_per_epoch": length.steps_per_epoch}
+            if spans_training(self.lr_scheduler_spec):
+                self._steps["steps"] = length.steps
+            self._check_steps()
         # No metric is looked up for a schedule that watches one, since not every epoch has it: on_train_epoch_end does.
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "reduce_on_plateau": False}}
+
+    def _check_steps(self) -> None:
+        """Refuses to go on with a schedule that was laid out over other steps; earlier versions have not said."""
+        name = self.lr_scheduler_spec["class_path"].rsplit(".", 1)[-1]
+        for key, words, options in (
+            (
+                "steps_per_epoch",
+                "an epoch of {} optimizer steps",
+                "data.batch_size, trainer.limit_train_batches, trainer.accumulate_grad_batches and trainer.devices",
+            ),
+            ("steps", "a training of {} optimizer steps", "trainer.max_steps"),
+        ):
+            begun, now = self._begun_steps.get(key), self._steps.get(key)
+            if begun is not None and now is not None and begun != now:
+                raise UserError(
+                    f"{name} was laid out over {words.format(begun)}, so that it cannot go on over {now}; leave "
+                    f"{options} as they were, or start another training from the weights: --init_weights instead of "
+                    "--ckpt_path."
+                )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps a schedule, but for one that watches a metric: see :meth:`on_train_epoch_end`."""
@@ -255,13 +286,18 @@ class ImageClassifier(LightningModule):
         return [*names, "val/loss", *self.val_metrics] if validates else names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the record that rebuilds this module and its data without a config, and when it was validated."""
+        """Adds the record that rebuilds this module and its data without a config, and what a training goes on by.
+
+        That is when it was validated, and the steps that its schedule is laid out over.
+        """
         checkpoint[RECORD_KEY] = self.record()
+        checkpoint[_STEPS_KEY] = self._steps
         checkpoint[_VALIDATION_KEY] = {"in_epoch": self._validated, "step": self._validated_at}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up when a training that goes on was validated; earlier versions have not said."""
+        """Takes up what a training goes on by; earlier versions have not said."""
         if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._begun_steps = checkpoint.get(_STEPS_KEY, {})
             validation = checkpoint.get(_VALIDATION_KEY, {"in_epoch": False, "step": None})
             self._validated, self._validated_at = validation["in_epoch"], validation["step"]
 

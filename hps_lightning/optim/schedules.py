@@ -22,16 +22,19 @@ class TrainingLength:
         epochs: number of epochs.
         steps_per_epoch: optimizer steps in each.
         validates: whether there are validation metrics to watch.
+        max_steps: optimizer steps after which the training ends at the latest; -1 for no such limit.
     """
 
     epochs: int
     steps_per_epoch: int
     validates: bool
+    max_steps: int = -1
 
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole training."""
-        return self.epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps < 0 else min(steps, self.max_steps)
 
 
 class LRSchedule(ABC):
@@ -152,12 +155,12 @@ class CosineAnnealingLR(LRSchedule):
 
     def build(self, optimizer: Optimizer, length: TrainingLength) -> dict[str, Any]:
         """As :meth:`LRSchedule.build`."""
-        epochs = length.epochs if self.T_max is None else self.T_max
-        _require_positive(self, T_max=epochs)
+        steps = length.steps
+        if self.T_max is not None:
+            _require_positive(self, T_max=self.T_max)
+            steps = self.T_max * length.steps_per_epoch
         _require_rate(self, eta_min=self.eta_min)
-        return _per_step(
-            lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * length.steps_per_epoch, eta_min=self.eta_min)
-        )
+        return _per_step(lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=self.eta_min))
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,7 @@ class ReduceLROnPlateau(LRSchedule):
             nothing validates.
         mode: whether a better metric is smaller ("min") or greater ("max").
         factor: the factor.
-        patience: epochs without improvement that are let pass.
+        patience: validations without improvement that are let pass; epochs, where it watches the training.
         min_lr: the rate below which it does not fall.
     """
 

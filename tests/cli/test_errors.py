@@ -39,6 +39,13 @@ from tests.cli.conftest import TINY
             ["trainer.sync_batchnorm", "GPUs"],
         ),
         (["fit", "--model", "hps", "--optimizer", "torch.optim.SparseAdam", "--data.dataset=digits"], ["SparseAdam"]),
+        (
+            [
+                *("fit", "--model", "hps", "--lr_scheduler=OneCycleLR", "--data.dataset=digits"),
+                *("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"),
+            ],
+            ["GradientAccumulationScheduler", "OneCycleLR", "trainer.accumulate_grad_batches"],
+        ),
         (["fit", "--model", "hps", "--data.batch_size", "many"], ["data.batch_size", "many"]),
         (["fit", "--model", "hps", "--data.root", "/nowhere/at/all"], ["/nowhere/at/all", "Ways out"]),
         (["fit", "--model", "hps", "--data.augmentation.mixup", "-1", "--data.dataset=digits"], ["mixup", "-1"]),

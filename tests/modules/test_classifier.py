@@ -57,6 +57,14 @@ class Rates(Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
+class _StopAfter(Callback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch + 1 == self.epochs
+
+
 def _linear(**arguments):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
@@ -214,6 +222,54 @@ def test_a_training_cut_short_by_max_steps_finishes_under_one_cycle():
     trainer = _trainer(max_epochs=3, max_steps=11)
     trainer.fit(module, _loader())
     assert trainer.global_step == 11
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR"])
+def test_a_schedule_over_the_whole_training_ends_where_max_steps_ends_it(name):
+    rates = Rates()
+    module = _linear(optimizer=_sgd(), lr_scheduler={"class_path": name})
+    _trainer(max_epochs=3, max_steps=11, callbacks=[rates]).fit(module, _loader())
+    assert len(rates.seen) == 11
+    assert rates.seen[-1] < 0.03 * max(rates.seen)
+
+
+@pytest.mark.parametrize("batch_size", [5, 2])
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR", "StepLR"])
+def test_a_schedule_of_steps_goes_on_over_epochs_of_as_many(tmp_path, name, batch_size):
+    schedule = {"class_path": name}
+    trainer = _trainer(max_epochs=2, callbacks=[_StopAfter(1)])
+    trainer.fit(_linear(optimizer=_sgd(), lr_scheduler=schedule), _loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    def go_on(path):
+        module, trainer = _linear(optimizer=_sgd(), lr_scheduler=schedule), _trainer(max_epochs=2)
+        trainer.fit(module, _loader(batch_size), ckpt_path=path, weights_only=True)
+
+    if name == "StepLR":
+        go_on(tmp_path / "last.ckpt")
+        return
+    with pytest.raises(UserError, match=rf"{name} was laid out over an epoch of 5 .* over {20 // batch_size};"):
+        go_on(tmp_path / "last.ckpt")
+    if name == "CyclicLR":
+        # As an earlier version left it.
+        content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        del content["hps_lightning_steps"]
+        torch.save(content, tmp_path / "old.ckpt")
+        go_on(tmp_path / "old.ckpt")
+
+
+def test_a_schedule_that_max_steps_ends_is_not_stretched(tmp_path):
+    schedule = {"class_path": "OneCycleLR"}
+    trainer = _trainer(max_epochs=3, max_steps=10)
+    trainer.fit(_linear(optimizer=_sgd(), lr_scheduler=schedule), _loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"a training of 10 optimizer steps.*over 15; leave trainer.max_steps"):
+        _trainer(max_epochs=3).fit(
+            _linear(optimizer=_sgd(), lr_scheduler=schedule),
+            _loader(),
+            ckpt_path=tmp_path / "last.ckpt",
+            weights_only=True,
+        )
 
 
 def test_a_training_cut_short_by_max_steps_keeps_the_length_of_an_epoch():

@@ -265,3 +265,5 @@ def test_a_cosine_of_a_given_length_does_not_span_the_training():
 
 def test_the_length_counts_steps():
     assert LENGTH.steps == 30
+    assert TrainingLength(6, 5, validates=True, max_steps=7).steps == 7
+    assert TrainingLength(6, 5, validates=True, max_steps=31).steps == 30
