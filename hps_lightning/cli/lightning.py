@@ -10,16 +10,24 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from enum import Enum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    RichProgressBar,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -215,6 +223,7 @@ class HPSCLI(LightningCLI):
             raise UserError(passed_on(said.getvalue().strip().rpartition("\n")[2])) from ended
         except _PARSER_ERRORS as error:
             raise UserError(explain(str(error), self._options(args[0]))) from error
+        _name_enums(self.config[args[0]].trainer)
         missing = missing_value(self.config[args[0]], self._subcommand_parsers[args[0]]._actions)
         if missing:
             raise UserError(missing)
@@ -342,10 +351,25 @@ class HPSCLI(LightningCLI):
         length = TrainingLength(self.trainer.max_epochs, 100, validates, self.trainer.max_steps)
         schedule = build_schedule(optimizer, self.model.lr_scheduler_spec, length) or {}
         self._check_accumulation(schedule)
+        if self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
+            # As Lightning finds it out.
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise UserError(
+                    f"optimizer.fused true and trainer.gradient_clip_val {self.trainer.gradient_clip_val} do not go "
+                    f"together under trainer.precision {self.trainer.precision}, where a fused optimizer scales the "
+                    "gradients itself; leave optimizer.fused out."
+                )
         self._check_monitors(schedule.get("monitor"), validates)
         for callback in self.trainer.callbacks:
             if isinstance(callback, Distillation):
                 callback.prepare(self.model, self.datamodule)
+            elif isinstance(callback, DeviceStatsMonitor) and find_spec("psutil") is None:
+                cpu_stats = callback._cpu_stats
+                if cpu_stats or (cpu_stats is None and self.trainer.strategy.root_device.type == "cpu"):
+                    raise UserError(
+                        "DeviceStatsMonitor measures a processor with the package psutil, which is not installed: "
+                        "pip install psutil, or leave the callback out."
+                    )
 
     def _check_accumulation(self, schedule: dict[str, Any]) -> None:
         if schedule.get("interval") != "step":
@@ -454,6 +478,17 @@ def _check_trainer(trainer: jsonargparse.Namespace) -> None:
     for name, why in (("enable_checkpointing", "writes checkpoints"), ("barebones", "writes checkpoints and logs")):
         if trainer[name] is (name == "barebones"):
             raise UserError(f"trainer.{name} {str(trainer[name]).lower()}: a training here {why}; leave it out.")
+
+
+def _name_enums(value: Any) -> Any:
+    """``value`` with the texts that members of enumerations stand for, which a config can hold."""
+    if isinstance(value, jsonargparse.Namespace):
+        for key, item in vars(value).items():
+            setattr(value, key, _name_enums(item))
+    elif isinstance(value, list):
+        return [_name_enums(item) for item in value]
+    # As Timer's default for its interval.
+    return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
 def _is_launched(trainer: jsonargparse.Namespace) -> bool:

@@ -154,9 +154,21 @@ class ImageClassifier(LightningModule):
                 torch.mps.manual_seed(steps)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing."""
+        """The loss of a batch; labels are class indices (N), or probabilities (N x classes) after mixing.
+
+        Raises:
+            UserError: the batch is a single image of which nothing can be normalised.
+        """
         images, labels = batch
-        logits = self._training_logits(images)
+        try:
+            logits = self._training_logits(images)
+        except ValueError as error:
+            if len(images) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "A batch of one image, whose maps here shrink to one pixel, has no statistics for a batch norm. Choose "
+                "another data.batch_size, which leaves no single image for the last batch of an epoch."
+            ) from error
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         if self.distillation is not None:
             loss = self.distillation.loss(images, logits, loss)

@@ -130,6 +130,8 @@ def build_optimizer(
             raise UserError(f"{found.__name__}: {name} must be a finite number, got {value!r}.")
     if found is torch.optim.SparseAdam:
         raise UserError("SparseAdam takes sparse gradients alone, which no network here has; use Adam.")
+    if found is torch.optim.LBFGS:
+        raise UserError("LBFGS takes weights that lie in memory row by row, which no network here has; use Adam.")
     chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
     ours = {"fused": True} if fused and not chosen and found in _FUSED else {}
     parameters: list[Any] = list(network.parameters())

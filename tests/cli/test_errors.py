@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hps_lightning.cli import lightning
 from tests.cli.conftest import TINY
 
 
@@ -45,6 +46,14 @@ from tests.cli.conftest import TINY
                 *("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"),
             ],
             ["GradientAccumulationScheduler", "OneCycleLR", "trainer.accumulate_grad_batches"],
+        ),
+        (["fit", "--model", "hps", "--optimizer", "torch.optim.LBFGS", "--data.dataset=digits"], ["LBFGS"]),
+        (
+            [
+                *("fit", "--model", "hps", "--optimizer.fused=true", "--trainer.gradient_clip_val=1"),
+                *("--trainer.precision=bf16-mixed", "--trainer.accelerator=cpu", "--data.dataset=digits"),
+            ],
+            ["optimizer.fused", "trainer.gradient_clip_val 1", "bf16-mixed"],
         ),
         (["fit", "--model", "hps", "--data.batch_size", "many"], ["data.batch_size", "many"]),
         (["fit", "--model", "hps", "--data.root", "/nowhere/at/all"], ["/nowhere/at/all", "Ways out"]),
@@ -95,6 +104,24 @@ def test_a_mistake_is_one_clear_error_with_status_2(hps, tmp_path, argv, parts):
     for part in parts:
         assert part in err
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_a_monitor_without_its_package_is_one_clear_error(hps, tmp_path, monkeypatch):
+    monkeypatch.setattr(lightning, "find_spec", lambda name: None)
+    options = ["--trainer.callbacks+=DeviceStatsMonitor", "--trainer.accelerator=cpu", "--data.dataset=digits"]
+    status, _, err = hps("fit", "--model", "hps", *options)
+    assert status == 2
+    assert "pip install psutil" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_image_without_statistics_is_one_clear_error(hps):
+    # 1,438 images leave one.
+    options = ["--model.width=0.1", "--model.resolution=0.5", "--data.dataset=digits", "--data.protocol=full"]
+    status, _, err = hps("fit", "--model=mobilenet", *options, "--data.batch_size=479", "--trainer.max_epochs=1")
+    assert status == 2
+    assert "another data.batch_size" in err
+    assert "Traceback" not in err
 
 
 def damaged(path):

@@ -315,6 +315,13 @@ def test_saved_config_repeats_the_training(hps, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_config_is_saved_of_callbacks_whose_defaults_are_no_plain_values(hps, tmp_path):
+    timer = ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:01:00:00"]
+    fit(hps, "--trainer.limit_train_batches=1", *timer, epochs=1)
+    config = yaml.safe_load(next(tmp_path.rglob("config.yaml")).read_text())
+    assert config["trainer"]["callbacks"][0]["init_args"]["interval"] == "step"
+
+
 def test_what_was_taught_is_tested_without_a_word_of_callbacks(hps, tmp_path):
     fit(hps)
     teacher = next(tmp_path.rglob("last.ckpt")).rename(tmp_path / "teacher.ckpt")
