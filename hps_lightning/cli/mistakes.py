@@ -34,6 +34,15 @@ _NO_CLASS = re.compile(
     r"module '.*' has no attribute|No module named|dot import path|correspond to|Not a valid subclass"
 )
 
+_BASES = re.compile(
+    r"\n\s*- Problem with given class_path '[\w.]*\.(?:Callback|Logger)':.*?(?=\n\s*- |\n\s*Given value|\Z)", re.DOTALL
+)
+"""What jsonargparse says of arguments for the class that all callbacks, or loggers, are."""
+
+_UNION = re.compile(r"\s*Does not validate against any of the Union subtypes")
+_OWN_WORDS = re.compile(r"^\s*- (?!Expected |Not a valid |Problem with |a class path|a dict )(\S.*)$", re.MULTILINE)
+"""What a class itself says against its arguments, where it is built."""
+
 _USUAL = {
     "epochs": "trainer.max_epochs",
     "seed": "seed_everything",
@@ -86,7 +95,21 @@ def explain(message: str, options: Collection[str]) -> str:
         found = re.search(pattern, message.strip().strip('"'))
         if found:
             return answer(found)
-    return _value(message, "", None) or passed_on(message)
+    # Where a callback is added to a list, jsonargparse tries the class of all of them besides, which has no arguments.
+    others = _BASES.sub("", message)
+    if others != message and "Problem with given class_path" not in others:
+        return _unnamed(message)
+    own = _UNION.match(others) and _OWN_WORDS.search(others)
+    return passed_on(own[1]) if own else _value(others, "", None) or passed_on(message)
+
+
+def _unnamed(message: str) -> str:
+    """That an argument is given before the class whose it is."""
+    found = re.search(r"""Parser key "([^"]*)".*?Option '([^']*)' is not accepted""", message, re.DOTALL)
+    if found is None:
+        return passed_on(message)
+    add = f"--{found[1]}{'+' * found[1].endswith('callbacks')}=NAME"
+    return f"{_plain(_joined(found))} belongs to a class that must be named before it: {add}."
 
 
 def passed_on(message: str) -> str:

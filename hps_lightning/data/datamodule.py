@@ -137,11 +137,16 @@ class ImageDataModule(LightningDataModule):
             )
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses what would take other batches than those of this module.
+        """Refuses what would take other batches than those of this module, or empty ones.
 
         Raises:
-            UserError: ``overfit_batches`` is set.
+            UserError: ``overfit_batches`` is set, or a batch has no image for each of several processes.
         """
+        if self.batch_size < trainer.world_size:
+            raise UserError(
+                f"data.batch_size {self.batch_size} is less than the {trainer.world_size} processes that share each "
+                "batch; every one needs an image."
+            )
         if trainer.overfit_batches:
             raise UserError(
                 f"trainer.overfit_batches {trainer.overfit_batches}: batches here come from a sampler of their own, "

@@ -29,6 +29,22 @@ from tests.prepared import prepare
         (["--lr_scheduler=OneCycleLR", "--lr_scheduler.pct_strt=0.1"], r"OneCycleLR has no argument 'pct_strt'"),
         (["--trainer.callbacks+=EMAWeightAverage"], r"no callback called .* Did you mean EMAWeightAveraging\? Known: "),
         (["--trainer.callbacks+=EarlyStopping"], r"^EarlyStopping needs a value for monitor\.$"),
+        (
+            ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=abc"],
+            r"^trainer.callbacks.decay must be a number, got 'abc'\.$",
+        ),
+        (
+            ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decya=0.9"],
+            r"^EMAWeightAveraging has no argument 'decya'\. Did you mean decay\?",
+        ),
+        (
+            ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=7"],
+            r"^Invalid decay value 7.0 provided\.",
+        ),
+        (
+            ["--trainer.callbacks.decay=7"],
+            r"^trainer.callbacks.decay belongs to a class .* before it: --trainer.callbacks\+=NAME\.$",
+        ),
         (["--trainer.callbacks+=os.system"], r"no callback called 'os.system'"),
         (["--trainer.max_epochs=ten"], r"^trainer.max_epochs must be a whole number, got 'ten'\.$"),
         (["--data.batch_size=1e3"], r"^data.batch_size must be a whole number, got '1000.0'\.$"),

@@ -133,6 +133,13 @@ def test_overfitting_some_batches_is_refused_with_the_way_out():
         data.check_trainer(Trainer(accelerator="cpu", overfit_batches=2, logger=False, enable_checkpointing=False))
 
 
+def test_a_batch_has_an_image_for_each_process():
+    data = ImageDataModule("digits", batch_size=3)
+    data.check_trainer(SimpleNamespace(world_size=3, overfit_batches=0))
+    with pytest.raises(UserError, match=r"data\.batch_size 3 is less than the 4 processes"):
+        data.check_trainer(SimpleNamespace(world_size=4, overfit_batches=0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
