@@ -90,7 +90,7 @@ def resolve_checkpoint(value: str, runs: Path) -> Path:
     if value == "best" and not path.is_file():
         raise UserError(
             f"The newest run, {newest.parent.parent}, has no {path.name}: under the protocol 'full' nothing "
-            "validates, so that none is best. Use --ckpt_path last."
+            "validates, or no epoch has validated yet, so that none is best. Use --ckpt_path last."
         )
     return path
 

@@ -31,7 +31,7 @@ def test_without_a_run_or_a_best_one_the_error_says_the_way_out(tmp_path):
     with pytest.raises(UserError, match="no run"):
         resolve_checkpoint("last", tmp_path)
     make_run(tmp_path, "a", 0, 1, "last.ckpt")
-    with pytest.raises(UserError, match="--ckpt_path last"):
+    with pytest.raises(UserError, match=r"'full' nothing validates, or no epoch has validated yet.*--ckpt_path last"):
         resolve_checkpoint("best", tmp_path)
 
 
