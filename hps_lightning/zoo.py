@@ -128,7 +128,7 @@ _VARIANTS = (
 )
 
 ZOO: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
-"""Every named variant, smallest families first."""
+"""Every named variant, by family."""
 
 
 # Beside what a variant sets; not even the number of parameters tells networks apart that differ in these.

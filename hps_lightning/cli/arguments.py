@@ -21,8 +21,6 @@ from hps_lightning import zoo
 from hps_lightning.errors import UserError
 from hps_lightning.yaml_files import check_structure, parse_yaml, read_yaml
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
 OPTIMIZER_CONFIGS: dict[str, str] = {
     "SGD": "sgd",
     "Adam": "adam",
@@ -70,7 +68,12 @@ _LINKED = {
 }
 """Arguments of networks that follow other options; the parser would drop what is given for them, without a word."""
 
-_NULL = ("null", "none", "None")
+_PATHS = ("--ckpt_path", "--init_weights")
+
+
+def is_null(text: str | None) -> bool:
+    """Whether an option is not given, or given as what people write for nothing."""
+    return text in (None, "null", "none", "None")
 
 
 def config_dirs() -> list[Path]:
@@ -168,6 +171,9 @@ def expand(tokens: list[str]) -> list[str]:
             pairs += _expand_model(value)
         elif option in _SWAPPED:
             pairs += _expand_swap(option, value)
+        elif option in _PATHS and is_null(value):
+            # The parser would take some of these for the name of a file.
+            pairs.append((option, "null"))
         elif option in ("--images", "--data.images"):
             collecting = _images(value)
             pairs.append(("--data.images", collecting))
@@ -275,7 +281,7 @@ def _family(family: str, arguments: dict[str, Any]) -> list[tuple[str, str | Non
 
 def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:
     folder, known = _SWAPPED[option]
-    if value in _NULL:
+    if is_null(value):
         return [(option, "null")]
     by_file = {name.lower(): name for name in known.values()} | {"sgd_nesterov": "sgd_nesterov"}
     name = known.get(value) or by_file.get(value.lower())

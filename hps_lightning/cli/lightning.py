@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     DeviceStatsMonitor,
@@ -80,9 +81,6 @@ _PARSER_ERRORS = (
     OverflowError,
     RecursionError,
 )
-
-# NumPy's generator takes no larger ones.
-_LARGEST_SEED = 2**32 - 1
 
 _LEAST = {
     "accumulate_grad_batches": 1,
@@ -228,8 +226,8 @@ class HPSCLI(LightningCLI):
         if missing:
             raise UserError(missing)
         seed = self.config[args[0]].seed_everything
-        if type(seed) is int and not 0 <= seed <= _LARGEST_SEED:
-            raise UserError(f"seed_everything must lie between 0 and {_LARGEST_SEED}, got {seed}.")
+        if type(seed) is int and not 0 <= seed <= max_seed_value:
+            raise UserError(f"seed_everything must lie between 0 and {max_seed_value}, got {seed}.")
 
     def _options(self, command: str) -> set[str]:
         """Names of a command's options, without dashes."""
@@ -351,14 +349,16 @@ class HPSCLI(LightningCLI):
         length = TrainingLength(self.trainer.max_epochs, 100, validates, self.trainer.max_steps)
         schedule = build_schedule(optimizer, self.model.lr_scheduler_spec, length) or {}
         self._check_accumulation(schedule)
-        if self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
-            # As Lightning finds it out.
-            if getattr(optimizer, "_step_supports_amp_scaling", False):
-                raise UserError(
-                    f"optimizer.fused true and trainer.gradient_clip_val {self.trainer.gradient_clip_val} do not go "
-                    f"together under trainer.precision {self.trainer.precision}, where a fused optimizer scales the "
-                    "gradients itself; leave optimizer.fused out."
-                )
+        # As Lightning finds it out.
+        scales = isinstance(self.trainer.precision_plugin, MixedPrecision) and getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        )
+        if scales and self.trainer.gradient_clip_val:
+            raise UserError(
+                f"optimizer.fused true and trainer.gradient_clip_val {self.trainer.gradient_clip_val} do not go "
+                f"together under trainer.precision {self.trainer.precision}, where a fused optimizer scales the "
+                "gradients itself; leave optimizer.fused out."
+            )
         self._check_monitors(schedule.get("monitor"), validates)
         for callback in self.trainer.callbacks:
             if isinstance(callback, Distillation):

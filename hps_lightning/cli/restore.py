@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hps_lightning.checkpoint import check_network, classifier_class, read_checkpoint
-from hps_lightning.cli.arguments import join_options, option_values
+from hps_lightning.cli.arguments import is_null, join_options, option_values
 from hps_lightning.cli.recovery import open_checkpoint
 from hps_lightning.cli.run_config import foreign, own_words, read_run_config
 from hps_lightning.cli.runs import RUNS, Run, run_of
@@ -16,8 +16,6 @@ from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier
 from hps_lightning.optim import PAPER_OPTIMIZER, optimizer_class, schedule_class, spans_training
-
-_NULL = (None, "null", "None")
 
 _PAPER_RECIPE = "hps.yaml"
 
@@ -29,7 +27,7 @@ def with_recipe(argv: list[str]) -> list[str]:
         UserError: they name neither a network nor a checkpoint.
     """
     options = dict(option_values(argv))
-    if options.get("--ckpt_path") not in _NULL or {"--config", "-c"} & set(options):
+    if not is_null(options.get("--ckpt_path")) or {"--config", "-c"} & set(options):
         return argv
     if "--model" in options:
         return ["--config", _PAPER_RECIPE, *argv]
@@ -66,7 +64,7 @@ def restore(
     pairs = list(option_values(tokens))
     options = dict(pairs)
     asked = options.get("--ckpt_path")
-    if asked in _NULL:
+    if is_null(asked):
         if command != "fit" and not _asks_for_help(options):
             raise UserError(
                 f"`hps {command}` needs a trained network: --ckpt_path FILE, or --ckpt_path best for that of "
@@ -74,7 +72,7 @@ def restore(
             )
         return tokens, None, None
     runs = Path(options.get("--trainer.default_root_dir") or RUNS)
-    if options.get("--init_weights") not in _NULL:
+    if not is_null(options.get("--init_weights")):
         raise UserError("--init_weights starts a new training and --ckpt_path continues an old one; give one of them.")
     path, checkpoint = open_checkpoint(asked, runs, resumable=command == "fit")
     record = checkpoint[RECORD_KEY]

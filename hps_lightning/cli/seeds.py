@@ -16,25 +16,20 @@ from typing import Any
 
 import jsonargparse
 import yaml
+from lightning.fabric.utilities.seed import max_seed_value
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hps_lightning.checkpoint import read_checkpoint
-from hps_lightning.cli.arguments import join_options, option_values
+from hps_lightning.cli.arguments import is_null, join_options, option_values
 from hps_lightning.cli.lightning import TrainingPlan, run_cli, run_lightning
 from hps_lightning.cli.recovery import open_or_replace
 from hps_lightning.cli.seed_group import GROUP_FILE, Figures, SeedGroup, finite, summarise
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
 
-LARGEST_SEED = 2**32 - 1
-"""NumPy's generator takes no larger ones."""
-
 EPOCH_SECONDS = "time/epoch_seconds"
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl+C, as shells have it."""
 
 _PATIENCE = 3.0
 """Seconds that a training has to notice a Ctrl+C by itself."""
@@ -71,8 +66,8 @@ def parse_seeds(text: str | None) -> list[int]:
             raise UserError(f"--seeds {text}: the number of seeds must be at least 1; write {_WAYS}.")
         return list(range(numbers[0]))
     for number in numbers:
-        if not 0 <= number <= LARGEST_SEED:
-            raise UserError(f"--seeds {text}: {number} is no seed; seeds are 0 to {LARGEST_SEED}.")
+        if not 0 <= number <= max_seed_value:
+            raise UserError(f"--seeds {text}: {number} is no seed; seeds are 0 to {max_seed_value}.")
         if numbers.count(number) > 1:
             raise UserError(f"--seeds {text}: the seed {number} is there twice, and would count twice in the mean.")
     return numbers
@@ -160,7 +155,7 @@ def _take_seeds(argv: list[str]) -> tuple[list[int], list[str]]:
             text = value
         else:
             rest.append((option, value))
-            if option in _EXCLUDED and value not in ("null", "None"):
+            if option in _EXCLUDED and (value is None or not is_null(value)):
                 raise UserError(f"--seeds and {option} do not go together: {_EXCLUDED[option]}.")
     return parse_seeds(text), join_options(rest)
 

@@ -96,6 +96,11 @@ def test_schedule_can_be_switched_off():
     assert expand(["--lr_scheduler", "null"]) == ["--lr_scheduler=null"]
 
 
+@pytest.mark.parametrize("value", ["null", "none", "None"])
+def test_no_checkpoint_is_the_same_however_it_is_written(value):
+    assert expand([f"--ckpt_path={value}", "--init_weights", value]) == ["--ckpt_path=null", "--init_weights=null"]
+
+
 def test_images_take_several_paths():
     tokens = expand(["--ckpt_path", "x.ckpt", "--images", "a b.png", "c.png", "--predictions.top_k", "2"])
     assert dict(option_values(tokens))["--data.images"] == '["a b.png", "c.png"]'
