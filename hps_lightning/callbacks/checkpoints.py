@@ -65,7 +65,8 @@ class LastCheckpoint(_MovableCheckpoint):
 
     It is written at the ends of epochs and, if asked for, between two steps inside them; where a step ends an epoch
     or is followed by a validation, at the next place from which the training can go on. SIGTERM and Ctrl+C end the
-    training there, once it is written; a training that is complete by then ends as usual.
+    training there, once it is written; a training that is complete by then ends as usual. Where ``max_steps`` or
+    ``max_time`` ends a training inside an epoch, it is written there, so that a longer one goes on with the rest.
 
     Args:
         every_n_epochs: epochs between two checkpoints; 0 for none at the ends of epochs but the last.
@@ -100,6 +101,7 @@ class LastCheckpoint(_MovableCheckpoint):
         self._saved_at = 0.0
         self._step = 0
         self._due = False
+        self._stopped_inside = False
 
     @property
     def state_key(self) -> str:
@@ -112,6 +114,7 @@ class LastCheckpoint(_MovableCheckpoint):
         self._saved_at = time.monotonic()
         self._step = trainer.global_step
         self._due = False
+        self._stopped_inside = False
         self._signals.watch(trainer)
 
     def on_train_batch_end(
@@ -125,7 +128,10 @@ class LastCheckpoint(_MovableCheckpoint):
         )
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         self._due |= late or (stepped and self._steps is not None and self._step % self._steps == 0)
-        if (self._due or number) and _can_go_on_from_here(trainer):
+        self._stopped_inside = _stops_inside(trainer)
+        if self._stopped_inside:
+            self._save(trainer)
+        elif (self._due or number) and _can_go_on_from_here(trainer):
             self._save(trainer)
             if number:
                 raise TrainingStopped(number)
@@ -134,6 +140,9 @@ class LastCheckpoint(_MovableCheckpoint):
         """Saves at the end of an epoch where it is time to."""
         number = self._signals.received(trainer)
         complete = _is_complete(trainer)
+        if self._stopped_inside:
+            # What is there goes on with the rest of this epoch, which Lightning takes for a whole one.
+            return
         if self._due or number or complete:
             self._save(trainer)
         else:
@@ -156,6 +165,21 @@ def _can_go_on_from_here(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     follows = loop._is_training_done or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
     return not (follows or loop._should_accumulate())
+
+
+def _stops_inside(trainer: Trainer) -> bool:
+    """Whether the training ends with this batch, in an epoch's middle, and a longer one can go on from here."""
+    loop = trainer.fit_loop.epoch_loop
+    asked, steps = trainer.should_stop, 0 <= trainer.max_steps <= trainer.global_step
+    stops = steps or (asked and trainer.fit_loop._can_stop_early)
+    if not stops or loop._num_ready_batches_reached() or loop._should_accumulate():
+        return False
+    # Lightning validates wherever it is asked to stop; a validation that is due in any case would be left out.
+    trainer.should_stop = False
+    try:
+        return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    finally:
+        trainer.should_stop = asked
 
 
 def _is_complete(trainer: Trainer) -> bool:

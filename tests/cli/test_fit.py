@@ -229,6 +229,41 @@ def test_a_signal_ends_a_training_where_it_goes_on_exactly(hps, tmp_path, monkey
     assert run_differences(whole, parts) == []
 
 
+@pytest.mark.parametrize("how", ["max_steps", "should_stop"])
+def test_a_training_that_ends_inside_an_epoch_goes_on_with_its_rest(hps, tmp_path, monkeypatch, how):
+    # A schedule of epochs, of which the one that is cut short must not count twice.
+    arguments = ["--trainer.limit_train_batches=4", "--lr_scheduler=exponential", "--model.dropout=0.3"]
+    # Without a validation, and with a checkpoint that is due, too.
+    arguments += ["--data.protocol=full", "--last_checkpoint.every_n_train_steps=6"] if how == "should_stop" else []
+    fit(hps, *arguments, "--trainer.default_root_dir=whole")
+    arguments.append("--trainer.default_root_dir=parts")
+    if how == "should_stop":
+        # As max_time does.
+        from hps_lightning.modules import ImageClassifier
+
+        original = ImageClassifier.training_step
+
+        def training_step(self, batch, batch_idx):
+            self.trainer.should_stop |= self.global_step == 5
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    else:
+        arguments.append("--trainer.max_steps=6")
+    fit(hps, *arguments)
+    if how == "should_stop":
+        monkeypatch.setattr(ImageClassifier, "training_step", original)
+    parts = next((tmp_path / "parts").rglob("last.ckpt"))
+    assert (state(parts)["global_step"], state(parts)["ImageDataModule"]["batches"]) == (6, 2)
+    status, _, err = hps("fit", f"--ckpt_path={parts}", "--trainer.max_steps=1000")
+    assert status == 0, err
+    whole, after = state(next((tmp_path / "whole").rglob("last.ckpt"))), state(parts)
+    assert after["global_step"] == 8
+    assert after["lr_schedulers"] == whole["lr_schedulers"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, after["state_dict"][name]), name
+
+
 def test_a_signal_in_the_last_step_does_not_take_the_end_away(hps, tmp_path, monkeypatch):
     from hps_lightning.modules import ImageClassifier
 
