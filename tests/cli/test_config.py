@@ -102,6 +102,7 @@ def test_fast_recipe_trains_the_network_of_its_name(hps, name):
     [
         "hps_06_0575x-cifar100",
         "hps_08_05x-cifar10",
+        "hps_09_05x-cifar100",
         "hps_14_1x-cifar100",
         "hps_21_1x_v3-cifar10",
         "squeezenet_v1_1-cifar10",
