@@ -59,7 +59,7 @@ def times(
         by_machine.setdefault(run.hardware, []).append(plots.Point(name, run.parameters, run.epoch_seconds))
         kind = "training and validation" if run.validation is not None else "training"
         kind += f", with {run.teacher} as its teacher" * bool(run.teacher)
-        lines.append((cell(run.name), f"{run.epoch_seconds:.1f}", kind, cell(run.hardware), f"`{run.source}`"))
+        lines.append((cell(run.name), f"{run.epoch_seconds:.1f}", cell(kind), cell(run.hardware), f"`{run.source}`"))
     for speed in train_speeds(results) if results else []:
         parameters = cost(speed.name, speed.dataset).parameters
         point = plots.Point(f"{speed.name}, by its speed", parameters, speed.epoch_seconds)

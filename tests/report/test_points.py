@@ -9,7 +9,7 @@ def test_a_taught_networks_time_is_told_as_such(tmp_path):
     write(tmp_path / "hps_08_05x-cifar10.json", facts())
     groups, text = times([], published(tmp_path), [], None)
     assert [point.name for point in groups[-1].points] == ["hps_06_05x, distilled", "hps_08_05x"]
-    assert "| training, with hps_14_1x as its teacher |" in text
+    assert r"| training, with hps\_14\_1x as its teacher |" in text
     assert "| training |" in text
 
 
