@@ -1,6 +1,5 @@
 """The named variants: each is one network class with the arguments that a paper prints."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from torch import nn
 
 from hps_lightning import networks, paper
 from hps_lightning.errors import UserError
+from hps_lightning.names import no_network
 
 FAMILIES: dict[str, type[nn.Module]] = {
     "squeezenet": networks.SqueezeNet,
@@ -165,6 +165,4 @@ def find_variant(name: str) -> Variant:
     """
     if name in ZOO:
         return ZOO[name]
-    near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`hps models` lists them."
-    raise UserError(f"There is no network called {name!r}; {hint}")
+    raise UserError(no_network(name, ZOO))

@@ -119,12 +119,12 @@ def test_overrides_replace_the_variant_s_arguments_for_one_network_alone():
     ("typed", "suggested"), [("hps_06_5x", "hps_06_05x"), ("hps_23x", "hps_23_1x"), ("squeezenet", "squeezenet_v1_0")]
 )
 def test_an_unknown_name_suggests_near_ones(typed, suggested):
-    with pytest.raises(UserError, match=rf"{typed}'; did you mean .*\b{suggested}\b"):
+    with pytest.raises(UserError, match=rf"{typed}'\. Did you mean .*\b{suggested}\b"):
         zoo.find_variant(typed)
 
 
 def test_a_name_near_none_points_to_the_list():
-    with pytest.raises(UserError, match="'zzz'; `hps models` lists them"):
+    with pytest.raises(UserError, match=r"'zzz'\. `hps models` lists them"):
         zoo.find_variant("zzz")
 
 

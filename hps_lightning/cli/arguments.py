@@ -6,7 +6,6 @@ result is again a list of arguments, so that order and precedence stay the user'
 """
 
 import contextlib
-import difflib
 import inspect
 import json
 import re
@@ -19,6 +18,7 @@ import yaml
 
 from hps_lightning import zoo
 from hps_lightning.errors import UserError
+from hps_lightning.names import did_you_mean, no_name, no_network
 from hps_lightning.yaml_files import check_structure, parse_yaml, read_yaml
 
 OPTIMIZER_CONFIGS: dict[str, str] = {
@@ -96,11 +96,9 @@ def find_config(name: str) -> Path:
                     return folder / candidate
     installed = config_dirs()[-1]
     known = sorted(path.relative_to(installed).as_posix() for path in installed.rglob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=1)
     raise UserError(
         f"There is no config {name!r:.200} in {Path.cwd()}, in its configs/, or among the installed ones."
-        + (f" Did you mean {near[0]}?" if near else "")
-        + f" Installed: {', '.join(known)}."
+        f"{did_you_mean(name, known)} Installed: {', '.join(known)}."
     )
 
 
@@ -259,9 +257,7 @@ def _expand_model(value: str) -> list[tuple[str, str | None]]:
     if "." in value or value.lstrip().startswith("{"):
         return [("--model", value)]
     names = [*zoo.ZOO, *CLASSIFIER_NAMES, *CLASSIFIER_NAMES.values()]
-    near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"There is no network called {value!r:.80}.{hint} `hps models` lists them.")
+    raise UserError(no_network(value, names))
 
 
 def _family(family: str, arguments: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -293,8 +289,4 @@ def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:
         return _expand_config(value)
     if "." in value or value.lstrip().startswith("{"):
         return [(option, "null"), (option, value)]
-    near = difflib.get_close_matches(value, known, n=1)
-    raise UserError(
-        f"There is no {option[2:]} called {value!r:.80}.{f' Did you mean {near[0]}?' if near else ''} "
-        f"Known: {', '.join(known)}."
-    )
+    raise UserError(no_name(option[2:], value, known))

@@ -1,6 +1,5 @@
 """Where `hps` starts: quick commands at once, trainings through Lightning's CLI."""
 
-import difflib
 import errno
 import importlib
 import os
@@ -9,6 +8,7 @@ import sys
 from hps_lightning import __version__
 from hps_lightning.errors import UserError
 from hps_lightning.files import DISK_ERRORS
+from hps_lightning.names import no_name
 
 _USAGE = """usage: hps COMMAND [options]
 
@@ -70,9 +70,7 @@ def _run(argv: list[str]) -> int:
         print(f"hps_lightning {__version__}")
         return 0
     if command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"There is no command {command!r}.{hint} Commands: {', '.join(_COMMANDS)}.")
+        raise UserError(no_name("command", command, _COMMANDS))
     if command in _QUICK:
         module = importlib.import_module(f"hps_lightning.cli.{command}")
         return getattr(module, f"run_{command}")(rest)

@@ -5,25 +5,23 @@ wording of the versions that setup.cfg allows; anything else is passed on in its
 """
 
 import argparse
-import difflib
 import importlib
 import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jsonargparse import Namespace
 
 from hps_lightning.cli.arguments import CLASSIFIER_NAMES
 from hps_lightning.modules import CLASSIFIERS
+from hps_lightning.names import LONGEST, did_you_mean, near, no_name, shown
 from hps_lightning.optim import OPTIMIZERS, SCHEDULES
 
 _LONGEST = 400
 """Characters of a message that is passed on."""
-
-_LONGEST_VALUE = 80
 
 _LINKED = {"self", "params", "num_classes", "optimizer", "lr_scheduler"}
 """Arguments of classes that are set elsewhere."""
@@ -85,7 +83,7 @@ def explain(message: str, options: Collection[str]) -> str:
         (r"argument (\S+): expected (?:one|at least one) argument", lambda found: f"{found[1]} needs a value."),
         (
             r'^Parser key "([^"]*)":\s*Unable to load config (.*?)(?:\n|$)',
-            lambda found: f"{_plain(found[1])} must hold keys with values, got {found[2]:.{_LONGEST_VALUE}}.",
+            lambda found: f"{_plain(found[1])} must hold keys with values, got {found[2]:.{LONGEST}}.",
         ),
         (r"^Key must be a string, got: (.*?)\.?$", lambda found: f"A key must be a text, got {found[1]}."),
         (r"^Spaces not allowed in keys: (.*)$", lambda found: f"A key must not have spaces, got {found[1]}."),
@@ -117,38 +115,18 @@ def passed_on(message: str) -> str:
     return textwrap.shorten(" ".join(message.split()), _LONGEST, placeholder=" ...") or "it gave no further word"
 
 
-def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like ``name``, whatever the capitals; None if none is.
-
-    Args:
-        name: as typed.
-        known: all that there are.
-        cutoff: how much alike they have to be, 0 to 1.
-    """
-    by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[found[0]] if found else None
-
-
 def _near_option(name: str, known: Collection[str]) -> str | None:
     if name in _USUAL:
         return _USUAL[name]
     found = near(name, known, cutoff=0.75)
     if found:
-        return found
+        return found[0]
     # `max_epochs` for `trainer.max_epochs`.
     by_end: dict[str, str] = {}
     for candidate in sorted(known):
         by_end.setdefault(candidate.rpartition(".")[2], candidate)
     found = near(name.rpartition(".")[2], by_end, cutoff=0.75)
-    return by_end[found] if found else None
-
-
-def no_name(kind: str, name: str, known: Collection[str]) -> str:
-    """That there is no such name; with the one that was perhaps meant, and all."""
-    meant = near(name.rpartition(".")[2], known)
-    hint = f" Did you mean {meant}?" if meant else ""
-    return f"There is no {kind} called {_shown(name)}.{hint} Known: {', '.join(known)}."
+    return by_end[found[0]] if found else None
 
 
 def missing_value(config: Mapping[str, Any], actions: Collection[argparse.Action]) -> str | None:
@@ -167,7 +145,7 @@ def missing_value(config: Mapping[str, Any], actions: Collection[argparse.Action
         group = action.dest.partition(".")[0]
         grouped = group not in {*classes, action.dest} and group in config
         if grouped and not isinstance(config.get(group), Namespace):
-            return f"{group} must hold keys with values, got {_shown(str(config.get(group)))}."
+            return f"{group} must hold keys with values, got {shown(str(config.get(group)))}."
         if action.dest not in config:
             continue
         value = config.get(action.dest)
@@ -203,7 +181,7 @@ def _no_option(name: str, known: Collection[str]) -> str:
     name = _plain(typed.lstrip("-"))
     meant = _near_option(name, known) if name else None
     hint = f"Did you mean {'--' * typed.startswith('-')}{meant}?" if meant else "`hps fit --help` lists them."
-    return f"There is no option {_plain(typed):.{_LONGEST_VALUE}}. {hint}"
+    return f"There is no option {_plain(typed):.{LONGEST}}. {hint}"
 
 
 def _class_options() -> set[str]:
@@ -259,10 +237,9 @@ def _value(message: str, key: str, of: str | None) -> str | None:
 
 def _no_argument(of: str, name: str) -> str:
     names = _parameters(_imported(of))
-    meant = near(name, [*names, "class_path", "init_args"])
+    hint = did_you_mean(name, [*names, "class_path", "init_args"])
     short = of.rpartition(".")[2]
-    hint = f" Did you mean {meant}?" if meant else ""
-    return f"{short} has no argument {_shown(name)}.{hint} It has {', '.join(names) or 'none'}."
+    return f"{short} has no argument {shown(name)}.{hint} It has {', '.join(names) or 'none'}."
 
 
 def _imported(path: str) -> Any:
@@ -279,12 +256,12 @@ def _no_class(message: str, key: str, of: str | None) -> str:
     name = of or (dotted and dotted[1]) or (path and path[1]) or _given(message, quoted=False)
     # A mapping without a class: a part of one was mistyped.
     if not of and (name.startswith(("{", "Namespace", "[")) or not name):
-        return f"{_plain(key)} must name a class by class_path, and its arguments in init_args; got {_shown(name)}."
+        return f"{_plain(key)} must name a class by class_path, and its arguments in init_args; got {shown(name)}."
     for start, (kind, known) in _KINDS.items():
         if key == start:
             return no_name(kind, name, known())
     where = f"{_plain(key)}: there" if key else "There"
-    return f"{where} is no class {_shown(name)} that can stand here."
+    return f"{where} is no class {shown(name)} that can stand here."
 
 
 def _callbacks() -> list[str]:
@@ -335,11 +312,7 @@ def _given(message: str, quoted: bool = True) -> str:
     value = " ".join((nested[2] if nested else value).split())
     if not quoted:
         return value
-    return "null" if value == "None" else _shown(value)
-
-
-def _shown(value: str) -> str:
-    return repr(value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 4] + " ...")
+    return "null" if value == "None" else shown(value)
 
 
 def _joined(found: re.Match[str]) -> str:

@@ -1,9 +1,8 @@
 """From the plain specification in a config or a checkpoint to an optimizer and its schedule."""
 
-import difflib
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hps_lightning.errors import UserError
+from hps_lightning.names import no_name
 from hps_lightning.optim import schedules
 
 OPTIMIZERS: dict[str, str] = {
@@ -51,14 +51,6 @@ PAPER_OPTIMIZER: dict[str, Any] = {
 """SGD with Nesterov momentum as the paper's section 7.1 sets it; the momentum is the usual one."""
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    known = list(known)
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=1)]
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"There is no {kind} called {name!r:.80}.{hint} Known: {', '.join(known)}.")
-
-
 def optimizer_class(class_path: str) -> type[Optimizer]:
     """The optimizer that a bare name or a class's path in torch, pytorch_optimizer or this package names.
 
@@ -66,7 +58,7 @@ def optimizer_class(class_path: str) -> type[Optimizer]:
         UserError: there is no such optimizer.
     """
     if not isinstance(class_path, str):
-        raise _unknown("optimizer", str(class_path), OPTIMIZERS)
+        raise UserError(no_name("optimizer", str(class_path), OPTIMIZERS))
     path = OPTIMIZERS.get(class_path, class_path)
     module, _, name = path.rpartition(".")
     # The name may come out of a stranger's checkpoint: nothing else is imported.
@@ -82,7 +74,7 @@ def optimizer_class(class_path: str) -> type[Optimizer]:
             found = None
         if isinstance(found, type) and issubclass(found, Optimizer):
             return found
-    raise _unknown("optimizer", class_path, OPTIMIZERS)
+    raise UserError(no_name("optimizer", class_path, OPTIMIZERS))
 
 
 def schedule_class(class_path: str) -> type[schedules.LRSchedule]:
@@ -94,7 +86,7 @@ def schedule_class(class_path: str) -> type[schedules.LRSchedule]:
     name = str(class_path).removeprefix(schedules.__name__ + ".")
     if name in SCHEDULES:
         return SCHEDULES[name]
-    raise _unknown("learning rate schedule", class_path, SCHEDULES)
+    raise UserError(no_name("learning rate schedule", class_path, SCHEDULES))
 
 
 def _call(factory: Any, *args: Any, spec: Mapping[str, Any], **ours: Any) -> Any:
