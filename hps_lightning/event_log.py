@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -23,6 +24,11 @@ from hps_lightning.files import replaced_whole
 _FLUSH_SECONDS = 1.0
 _FLUSH_BYTES = 1 << 16
 _KEPT_BYTES = 1 << 26
+
+
+def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The loggers of a training that write for TensorBoard."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 class SteadyTensorBoardLogger(TensorBoardLogger):

@@ -1,6 +1,7 @@
-"""Which checkpoints a training leaves in its run's ``checkpoints/``: the best, the last, the weights."""
+"""A training's checkpoints in its run's ``checkpoints/``: the best, the last, the weights, and where to find them."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +9,9 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hps_lightning.callbacks.report import best_checkpoint, last_checkpoint
 from hps_lightning.callbacks.signals import StopSignals
 from hps_lightning.checkpoint import save_weights
+from hps_lightning.checkpoint_io import safe_checkpoints
 from hps_lightning.errors import TrainingStopped, UserError, say_trouble
 
 
@@ -209,3 +210,29 @@ class WeightsCheckpoint(Callback):
                 say_trouble(f"{error} The training has ended without it; {source} holds the same weights.")
                 return
             self.weights_path = str(target)
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The checkpoint of the best value of a metric, or None if none was kept."""
+    paths = [
+        callback.best_model_path
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+    ]
+    return _first_written(trainer, paths)
+
+
+def last_checkpoint(trainer: Trainer) -> str | None:
+    """The newest checkpoint that was saved whatever the metrics, or None if there is none."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = [callback.last_model_path for callback in callbacks]
+    # Without a metric to monitor, the "best" one is the newest.
+    paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
+    return _first_written(trainer, paths)
+
+
+def _first_written(trainer: Trainer, paths: Sequence[str]) -> str | None:
+    # A disk that was full at the end has others than those that the callbacks believe in.
+    checkpoints = safe_checkpoints(trainer)
+    found = (path if checkpoints is None else checkpoints.whereabouts(path) for path in paths if path)
+    return next(filter(None, found), None)

@@ -1,38 +1,27 @@
 """What TensorBoard shows besides the scalars: graph, hyper-parameters, predictions and confusion matrices."""
 
 import copy
-import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from hps_lightning.callbacks.report import BestValidation
+from hps_lightning.callbacks.best_validation import BestValidation
+from hps_lightning.callbacks.figures import confusion_figure, denormalise, render, samples_figure, superclass_counts
 from hps_lightning.complexity import IMAGE_SIZE
 from hps_lightning.errors import UserError
+from hps_lightning.event_log import tensorboards
 from hps_lightning.optim.build import PAPER_OPTIMIZER
-
-# Okabe and Ito's blue and vermillion, which colour-blind people tell apart.
-RIGHT_COLOUR = "#0072B2"
-WRONG_COLOUR = "#D55E00"
-
-MOST_NUMBERED_CLASSES = 30
-"""With more classes than this, a confusion matrix has no room for numbers."""
 
 MOST_SAMPLES = 100
 """With more, the picture takes longer to draw than a short training, and is too large to look at."""
@@ -90,7 +79,7 @@ class Dashboard(Callback):
         """Writes the graph and the hyper-parameters."""
         if not trainer.is_global_zero:
             return
-        for logger in _tensorboards(trainer):
+        for logger in tensorboards(trainer):
             if self.graph and not _goes_on(trainer, logger):
                 _write_graph(logger, pl_module)
             # TensorBoard takes the columns of all runs from the first "experiment" summary that it
@@ -101,7 +90,7 @@ class Dashboard(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the training as finished in the HPARAMS tab."""
         if trainer.is_global_zero:
-            for logger in _tensorboards(trainer):
+            for logger in tensorboards(trainer):
                 logger.experiment.file_writer.add_summary(self._session_end)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +102,7 @@ class Dashboard(Callback):
         self._start(trainer, pl_module)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        watched = not trainer.sanity_checking and any(_tensorboards(trainer))
+        watched = not trainer.sanity_checking and any(tensorboards(trainer))
         self._evaluation = _Evaluation(pl_module.num_classes, pl_module.device, self.samples) if watched else None
 
     def on_validation_batch_end(
@@ -134,7 +123,7 @@ class Dashboard(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the best validation if this is it."""
         if trainer.state.fn == "fit" and self._best.update(trainer) and trainer.is_global_zero:
-            for logger in _tensorboards(trainer):
+            for logger in tensorboards(trainer):
                 logger.log_metrics(
                     {
                         "best/val_accuracy": self._best.accuracy,
@@ -167,7 +156,7 @@ class Dashboard(Callback):
             return
         for name, figure in _figures(evaluation, counts, getattr(trainer.datamodule, "info", None), stage).items():
             pixels = render(figure)
-            for logger in _tensorboards(trainer):
+            for logger in tensorboards(trainer):
                 logger.experiment.add_image(f"{stage}/{name}", pixels, trainer.global_step, dataformats="HWC")
 
 
@@ -227,10 +216,6 @@ def _share_right(counts: Tensor) -> str:
     return f"{right:,} of {total:,} right ({100 * right / total:.2f} %)"
 
 
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def _goes_on(trainer: Trainer, logger: TensorBoardLogger) -> bool:
     """Whether a training goes on in its own folder, where TensorBoard would find the graph twice."""
     return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).absolute().parents[1] == Path(logger.log_dir).absolute()
@@ -280,111 +265,3 @@ def _plain(value: Any) -> bool | int | float | str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return value if isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """Brings normalised images, N x 3 x H x W, back to 0 to 1."""
-    mean, std = (torch.tensor(tuple(values))[:, None, None] for values in (mean, std))
-    return (images.float() * std + mean).clamp(0, 1)
-
-
-def superclass_counts(counts: Tensor, superclass_of: Sequence[int]) -> Tensor:
-    """Sums a confusion matrix, C x C, over superclasses: S x S, int64.
-
-    Args:
-        counts: number of images by true (row) and predicted (column) class.
-        superclass_of: index of the superclass of each class.
-    """
-    members = F.one_hot(torch.tensor(superclass_of))
-    return members.T @ counts.to(torch.int64) @ members
-
-
-def confusion_figure(counts: Tensor, names: Sequence[str], title: str) -> Figure:
-    """Draws a confusion matrix; the colour of a cell is its share of the true class.
-
-    Args:
-        counts: number of images by true (row) and predicted (column) class, C x C.
-        names: of the classes.
-        title: what stands above it.
-    """
-    numbered = len(names) <= MOST_NUMBERED_CLASSES
-    side = (4 + 0.52 * len(names)) if numbered else (4 + 0.15 * len(names))
-    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    # The square root lets rare confusions be seen beside the diagonal; blue on white needs no hue to be read.
-    colours = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    font = 10 if numbered else 7.5
-    axes.set_xticks(range(len(names)), names, rotation=45 if numbered else 90, fontsize=font, parse_math=False)
-    axes.set_yticks(range(len(names)), names, fontsize=font, parse_math=False)
-    if numbered:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-        _number_cells(axes, counts, shares)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title(title, parse_math=False)
-    bar = figure.colorbar(colours, ax=axes, shrink=0.8, label="share of the true class (%)")
-    percents = (0, 1, 5, 10, 25, 50, 75, 100)
-    bar.set_ticks([percent / 100 for percent in percents], labels=map(str, percents))
-    return figure
-
-
-def _number_cells(axes: Axes, counts: Tensor, shares: np.ndarray) -> None:
-    for true, predicted in counts.nonzero().tolist():
-        axes.text(
-            predicted,
-            true,
-            f"{int(counts[true, predicted])}",
-            ha="center",
-            va="center",
-            fontsize=9,
-            # The square root of 0.3 is a little more than half of the colour scale.
-            color="white" if shares[true, predicted] > 0.3 else "black",
-        )
-
-
-def samples_figure(images: Tensor, labels: Tensor, probabilities: Tensor, names: Sequence[str], title: str) -> Figure:
-    """Draws images in a square grid, each with its predicted class, and its true one where they differ.
-
-    Args:
-        images: N x 3 x H x W, 0 to 1.
-        labels: true classes, N.
-        probabilities: of each class, N x C.
-        names: of the classes.
-        title: what stands above it.
-    """
-    columns = max(1, math.ceil(math.sqrt(len(images))))
-    rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.9 * columns, 2.15 * rows + 0.6), dpi=100, layout="constrained")
-    figure.suptitle(f"{title}\n✓ right, ✗ wrong", parse_math=False)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(images) :]:
-        axes.set_axis_off()
-    best = probabilities.max(1)
-    for axes, image, label, probability, predicted in zip(
-        grid, images, labels.tolist(), best.values.tolist(), best.indices.tolist(), strict=False
-    ):
-        right = predicted == label
-        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for edge in axes.spines.values():
-            edge.set(
-                color=RIGHT_COLOUR if right else WRONG_COLOUR,
-                linewidth=1.5 if right else 3,
-                linestyle="-" if right else (0, (4, 2)),
-                capstyle="butt",
-            )
-        text = f"{'✓' if right else '✗'} {names[predicted]} {100 * probability:.0f} %"
-        # An empty second line keeps the rows equally high.
-        text += "\n" if right else f"\ntrue: {names[label]}"
-        axes.set_xlabel(text, fontsize=9, fontweight="normal" if right else "bold", parse_math=False)
-    return figure
-
-
-def render(figure: Figure) -> np.ndarray:
-    """The pixels of a figure: uint8, H x W x 3."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

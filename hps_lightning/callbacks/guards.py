@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hps_lightning.callbacks.report import best_checkpoint, last_checkpoint
+from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint
 from hps_lightning.errors import DivergedError
 
 NonFinite = Literal["stop", "ignore"]

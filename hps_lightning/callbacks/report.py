@@ -1,61 +1,24 @@
 """What is printed at the end: what was reached, where it lies, and what to type next."""
 
-import math
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from hps_lightning.checkpoint_io import safe_checkpoints
+from hps_lightning.callbacks.best_validation import BestValidation
+from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint
 from hps_lightning.errors import TrainingStopped
+from hps_lightning.event_log import tensorboards
 
 Rows = list[tuple[str, str]]
-
-
-@dataclass
-class BestValidation:
-    """The validation of highest accuracy in a training; the first one of equals.
-
-    Attributes:
-        accuracy: 0 to 1; None before the first validation.
-        loss: of the same validation.
-        epoch: of the same validation, counted from 1.
-    """
-
-    accuracy: float | None = None
-    loss: float | None = None
-    epoch: int | None = None
-
-    def update(self, trainer: Trainer) -> bool:
-        """Compares with the validation that ``trainer`` just ended; whether that is the best one now."""
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if trainer.sanity_checking or accuracy is None:
-            return False
-        if self.accuracy is not None and float(accuracy) <= self.accuracy:
-            return False
-        self.accuracy = float(accuracy)
-        self.loss = float(trainer.callback_metrics.get("val/loss", math.nan))
-        self.epoch = trainer.current_epoch + 1
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its attributes."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up :meth:`state_dict`."""
-        self.accuracy, self.loss, self.epoch = state["accuracy"], state["loss"], state["epoch"]
 
 
 class Report(Callback):
@@ -248,32 +211,6 @@ def _images(stage: str, protocol: str | None) -> str:
     return "hold-out images" if protocol == "holdout" else "validation images"
 
 
-def best_checkpoint(trainer: Trainer) -> str | None:
-    """The checkpoint of the best value of a metric, or None if none was kept."""
-    paths = [
-        callback.best_model_path
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
-    ]
-    return _first_written(trainer, paths)
-
-
-def last_checkpoint(trainer: Trainer) -> str | None:
-    """The newest checkpoint that was saved whatever the metrics, or None if there is none."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [callback.last_model_path for callback in callbacks]
-    # Without a metric to monitor, the "best" one is the newest.
-    paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
-    return _first_written(trainer, paths)
-
-
-def _first_written(trainer: Trainer, paths: Sequence[str]) -> str | None:
-    # A disk that was full at the end has others than those that the callbacks believe in.
-    checkpoints = safe_checkpoints(trainer)
-    found = (path if checkpoints is None else checkpoints.whereabouts(path) for path in paths if path)
-    return next(filter(None, found), None)
-
-
 def _weights(trainer: Trainer) -> list[str]:
     paths = (getattr(callback, "weights_path", None) for callback in trainer.callbacks)
     return [os.fspath(path) for path in paths if path]
@@ -281,7 +218,7 @@ def _weights(trainer: Trainer) -> list[str]:
 
 def _log_folders(trainer: Trainer) -> list[str]:
     # The folder of all versions, so that trainings can be compared.
-    return [os.path.normpath(logger.root_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [os.path.normpath(logger.root_dir) for logger in tensorboards(trainer)]
 
 
 def _resume_rows(trainer: Trainer) -> Rows:

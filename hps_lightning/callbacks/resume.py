@@ -15,6 +15,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchmetrics import Metric
 
+from hps_lightning.event_log import tensorboards
+
 RESUME_KEY = "hps_lightning_resume"
 """Where a checkpoint holds it."""
 
@@ -55,7 +57,7 @@ class Resume(Callback):
             "sums": {} if ends_epoch else _sums(pl_module),
             "random": random_state(),
             "unlogged": _unlogged(trainer, ends_epoch),
-            "logs": [_log_sizes(logger) for logger in _tensorboards(trainer)],
+            "logs": [_log_sizes(logger) for logger in tensorboards(trainer)],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -82,7 +84,7 @@ class Resume(Callback):
         if trainer.is_global_zero:
             # The sums are over all ranks.
             _restore_sums(pl_module, self._state["sums"])
-            for logger, sizes in zip(_tensorboards(trainer), self._state["logs"], strict=False):
+            for logger, sizes in zip(tensorboards(trainer), self._state["logs"], strict=False):
                 _cut_logs(logger, sizes, trainer.global_step)
             self._log_unlogged(trainer)
         set_random_state(self._state["random"])
@@ -92,12 +94,12 @@ class Resume(Callback):
         if self._state is None or self._trained:
             return
         set_random_state(self._state["random"])
-        if trainer.is_global_zero and not all(_has_logged(logger, self._state) for logger in _tensorboards(trainer)):
+        if trainer.is_global_zero and not all(_has_logged(logger, self._state) for logger in tensorboards(trainer)):
             self._log_unlogged(trainer)
 
     def _log_unlogged(self, trainer: Trainer) -> None:
         unlogged = self._state["unlogged"]
-        for logger in _tensorboards(trainer):
+        for logger in tensorboards(trainer):
             if unlogged["metrics"]:
                 logger.log_metrics(unlogged["metrics"], unlogged["step"])
             logger.save()
@@ -184,10 +186,6 @@ def _unlogged(trainer: Trainer, ends_epoch: bool) -> dict[str, Any]:
         metrics.setdefault("epoch", trainer.current_epoch)
     # An epoch's metrics belong to its last step, which is over by then.
     return {"metrics": metrics, "step": loop._batches_that_stepped - ends_epoch}
-
-
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _log_files(logger: TensorBoardLogger) -> list[Path]:

@@ -23,7 +23,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from hps_lightning.callbacks.report import last_checkpoint
+from hps_lightning.callbacks.checkpoints import last_checkpoint
 from hps_lightning.errors import UserError
 
 GRACE = 5.0

@@ -2,7 +2,6 @@ import math
 import shlex
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import TensorDataset
 
-from hps_lightning.callbacks.report import BestValidation, Report, _display, _seconds
+from hps_lightning.callbacks.report import Report, _display, _seconds
 
 from .helpers import LIGHTNING_WARNINGS, TinyData, quiet_trainer, tiny_classifier
 
@@ -280,28 +279,6 @@ class TestEvaluation:
     def test_validation_within_a_training_is_not_printed(self, tmp_path, capsys):
         quiet_trainer(tmp_path, callbacks=[Report()]).fit(tiny_classifier(), TinyData())
         assert "Validation" not in capsys.readouterr().out
-
-
-class TestBestValidation:
-    def trainer(self, accuracy, epoch, sanity_checking=False):
-        metrics = {"val/accuracy": torch.tensor(accuracy), "val/loss": torch.tensor(1 - accuracy)}
-        return SimpleNamespace(callback_metrics=metrics, current_epoch=epoch, sanity_checking=sanity_checking)
-
-    def test_keeps_the_first_of_the_highest(self):
-        best = BestValidation()
-        accuracies = [0.25, 0.75, 0.75, 0.5]
-        assert [best.update(self.trainer(accuracy, epoch)) for epoch, accuracy in enumerate(accuracies)] == [
-            True,
-            True,
-            False,
-            False,
-        ]
-        assert best == BestValidation(accuracy=0.75, loss=0.25, epoch=2)
-
-    def test_ignores_the_sanity_check(self):
-        best = BestValidation()
-        assert not best.update(self.trainer(1.0, 0, sanity_checking=True))
-        assert best.accuracy is None
 
 
 @pytest.mark.parametrize(
