@@ -137,7 +137,8 @@ def _kill_myself(delay: float) -> None:
 
 def _train(argv: Sequence[str], folder: str, at: Any, kill: Kill | None, threads: int) -> None:
     """One process of a training: `hps fit`, whose end is kept in ``end.pt``."""
-    from hps_lightning.cli.lightning import HPSCLI, run_cli
+    from hps_lightning.cli.hps_cli import HPSCLI
+    from hps_lightning.cli.lightning import run_cli
 
     os.chdir(folder)
     torch.set_num_threads(threads)

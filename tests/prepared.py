@@ -4,7 +4,9 @@ import functools
 
 import pytest
 
-from hps_lightning.cli.lightning import HPSCLI, run_cli
+from hps_lightning.cli.hps_cli import HPSCLI
+from hps_lightning.cli.lightning import run_cli
+from hps_lightning.cli.preflight import check_recipe
 
 
 class Prepared(HPSCLI):
@@ -35,7 +37,7 @@ class Prepared(HPSCLI):
         pass
 
     def _run_subcommand(self, subcommand):
-        self._check_recipe()
+        check_recipe(self.trainer, self.model, self.datamodule, self._get(self.config, "trainer.sync_batchnorm"))
 
 
 def prepare(argv):

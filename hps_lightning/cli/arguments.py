@@ -61,6 +61,8 @@ _SWAPPED = {"--optimizer": ("optimizers", OPTIMIZER_CONFIGS), "--lr_scheduler": 
 
 _OF_CLASSES = ("--model.", "--optimizer.", "--lr_scheduler.")
 
+_PAPER_RECIPE = "hps.yaml"
+
 _LINKED = {
     "--model.num_classes": "--data.dataset",
     "--model.optimizer": "--optimizer",
@@ -138,6 +140,29 @@ def join_options(pairs: Iterable[tuple[str, str | None]]) -> list[str]:
         else:
             tokens.append(value)
     return tokens
+
+
+def with_recipe(argv: list[str]) -> list[str]:
+    """The arguments of `hps fit`, as typed; the paper's recipe before them where they name a network alone.
+
+    Raises:
+        UserError: they name neither a network nor a checkpoint.
+    """
+    options = dict(option_values(argv))
+    if not is_null(options.get("--ckpt_path")) or {"--config", "-c"} & set(options):
+        return argv
+    if "--model" in options:
+        return ["--config", _PAPER_RECIPE, *argv]
+    if not asks_for_help(options):
+        raise UserError(
+            "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
+        )
+    return argv
+
+
+def asks_for_help(options: Iterable[str]) -> bool:
+    """Whether options, as :func:`option_values` splits them, ask for a text instead of a run."""
+    return any(option in ("-h", "--help", "--print_config") or option.endswith(".help") for option in options)
 
 
 def expand(tokens: list[str]) -> list[str]:

@@ -22,9 +22,9 @@ from hps_lightning.bluebox.manifest import refuse_other_images
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
 from hps_lightning.bluebox.weights import refuse_not_finite
 from hps_lightning.checkpoint import load_classifier
+from hps_lightning.cli.damaged_checkpoints import open_checkpoint
+from hps_lightning.cli.from_checkpoint import reachable_root
 from hps_lightning.cli.parser import OneLineParser
-from hps_lightning.cli.recovery import open_checkpoint
-from hps_lightning.cli.restore import reachable_root
 from hps_lightning.cli.runs import RUNS
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError

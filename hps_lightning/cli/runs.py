@@ -64,7 +64,7 @@ def resolve_checkpoint(value: str, runs: Path) -> Path:
     """The checkpoint that ``--ckpt_path`` names: a path, or "last" or "best" of the newest run.
 
     The newest run is the one that has written a checkpoint last. Its "last" need not exist, where only the best one
-    could be written; see ``cli.recovery``.
+    could be written; see ``cli.damaged_checkpoints``.
 
     Args:
         value: as typed.

@@ -27,7 +27,8 @@ def write_config(path: Path, row: Row, study: str, record: Mapping[str, Any], ow
             the file cannot be written.
     """
     # Lightning is not waited for until here.
-    from hps_lightning.cli.lightning import TrainingPlan, run_cli
+    from hps_lightning.cli.hps_cli import TrainingPlan
+    from hps_lightning.cli.lightning import run_cli
     from hps_lightning.cli.run_config import foreign_arguments, own_words
 
     class Config(TrainingPlan):

@@ -15,7 +15,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError
-from hps_lightning.cli.lightning import HPSCLI, run_cli
+from hps_lightning.cli.hps_cli import HPSCLI
+from hps_lightning.cli.lightning import run_cli
 from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore.measure import network_costs
 from hps_lightning.explore.quantities import ERROR

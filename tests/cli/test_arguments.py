@@ -2,7 +2,9 @@ import pytest
 
 from hps_lightning import zoo
 from hps_lightning.cli import arguments
-from hps_lightning.cli.arguments import expand, find_config, join_options, option_values
+from hps_lightning.cli.arguments import expand, find_config, join_options, option_values, with_recipe
+from hps_lightning.cli.hps_cli import TrainingPlan
+from hps_lightning.cli.lightning import run_cli
 from hps_lightning.errors import UserError
 from hps_lightning.modules import CLASSIFIERS
 from hps_lightning.optim import OPTIMIZERS, SCHEDULES
@@ -105,3 +107,59 @@ def test_images_take_several_paths():
     tokens = expand(["--ckpt_path", "x.ckpt", "--images", "a b.png", "c.png", "--predictions.top_k", "2"])
     assert dict(option_values(tokens))["--data.images"] == '["a b.png", "c.png"]'
     assert tokens[-1] == "--predictions.top_k=2"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--optimizer", "adam"], ["--lr_scheduler=cosine"], ["--ckpt_path", "null"]],
+    ids=" ".join,
+)
+def test_a_network_without_a_config_is_trained_by_the_papers_recipe(more):
+    # An optimizer's name stands for a config as well, which is no recipe.
+    config = run_cli("fit", ["--model", "hps_06_05x", "--data.dataset", "digits", *more], TrainingPlan).config.fit
+    assert config.trainer.max_epochs == 200
+    assert config.model.init_args.width == 0.5
+    named = {"--optimizer": "torch.optim.Adam"}.get(more[0] if more else "", "torch.optim.SGD")
+    assert config.optimizer.class_path == named
+
+
+@pytest.mark.parametrize(
+    ("options", "stages", "width", "dropout"),
+    [
+        # The recipe's network has stages 2, 4, 12, 1, width 1.0 and no dropout.
+        (["--model=squeezenext"], [6, 6, 8, 1], 1.0, 0.0),
+        (["--model=SqueezeNextClassifier"], [6, 6, 8, 1], 1.0, 0.0),
+        (["--model=squeezenext", "--model.stages=[1,1,2,1]"], [1, 1, 2, 1], 1.0, 0.0),
+        (["--model=shallow_squeezenext"], [1, 1, 1, 1], 0.5, 0.0),
+        (["--model=squeezenet_v1_1"], None, None, 0.5),
+        (["--config=fast/hps_06_05x.yaml", "--model=squeezenet_v1_1", "--model.dropout=0.1"], None, None, 0.1),
+        (["--config=fast/squeezenet_v1_1.yaml", "--model=hps_14_1x"], [1, 2, 8, 1], 1.0, 0.0),
+        (["--config=fast/squeezenet_v1_1.yaml"], None, None, 0.1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and isinstance(value[0], str) else "",
+)
+def test_a_network_after_a_config_has_nothing_of_the_configs_own_network(options, stages, width, dropout):
+    model = run_cli("fit", [*options, "--data.dataset", "digits"], TrainingPlan).config.fit.model.init_args
+    assert (model.get("stages"), model.get("width"), model.dropout) == (stages, width, dropout)
+
+
+def test_a_network_after_a_config_is_trained_as_the_config_says(tmp_path):
+    path = tmp_path / "mine.yaml"
+    trained = "{label_smoothing: 0.2, decay_norm_and_bias: false, dropout: 0.3}"
+    path.write_text(f"model: {{class_path: HPSClassifier, init_args: {trained}}}")
+    argv = ["--config", str(path), "--model", "hps_06_05x", "--data.dataset", "digits"]
+    model = run_cli("fit", argv, TrainingPlan).config.fit.model.init_args
+    assert (model.label_smoothing, model.decay_norm_and_bias, model.dropout) == (0.2, False, 0.0)
+
+
+@pytest.mark.parametrize(
+    "argv", [["--config", "mine.yaml"], ["-c", "mine.yaml"], ["--ckpt_path=last"], ["--help"], ["--model.help", "HPS"]]
+)
+def test_what_names_a_config_a_checkpoint_or_asks_for_help_stays_as_it_is(argv):
+    assert with_recipe(argv) == argv
+
+
+@pytest.mark.parametrize("argv", [[], ["--optimizer", "adam"], ["--ckpt_path=null", "--trainer.max_epochs=3"]])
+def test_without_a_network_there_is_nothing_to_train(argv):
+    with pytest.raises(UserError, match="needs a network: --config hps"):
+        with_recipe(argv)

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from hps_lightning.cli.arguments import CLASSIFIER_NAMES, OPTIMIZER_CONFIGS, SCHEDULE_CONFIGS
-from hps_lightning.cli.lightning import TrainingPlan, run_cli
+from hps_lightning.cli.hps_cli import TrainingPlan
+from hps_lightning.cli.lightning import run_cli
 from hps_lightning.optim import build_optimizer, make_schedule
 from hps_lightning.zoo import ZOO
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from hps_lightning.cli import lightning
 from tests.cli.conftest import TINY
 
 
@@ -104,15 +103,6 @@ def test_a_mistake_is_one_clear_error_with_status_2(hps, tmp_path, argv, parts):
     for part in parts:
         assert part in err
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
-
-
-def test_a_monitor_without_its_package_is_one_clear_error(hps, tmp_path, monkeypatch):
-    monkeypatch.setattr(lightning, "find_spec", lambda name: None)
-    options = ["--trainer.callbacks+=DeviceStatsMonitor", "--trainer.accelerator=cpu", "--data.dataset=digits"]
-    status, _, err = hps("fit", "--model", "hps", *options)
-    assert status == 2
-    assert "pip install psutil" in err
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_single_image_without_statistics_is_one_clear_error(hps):

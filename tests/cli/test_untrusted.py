@@ -13,7 +13,7 @@ import yaml
 from hps_lightning import pretrained
 from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import SafeCheckpointIO
-from hps_lightning.cli.restore import start_from
+from hps_lightning.cli.from_checkpoint import start_from
 from hps_lightning.cli.run_config import own_words, read_run_config
 from hps_lightning.errors import UserError
 from hps_lightning.explore.best import write_config

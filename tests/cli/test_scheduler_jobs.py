@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hps_lightning.cli.restarts import JOB_FILE, Job, JobRecord, meet_anew
 from hps_lightning.cli.runs import Run
+from hps_lightning.cli.scheduler_jobs import JOB_FILE, Job, JobRecord, meet_anew
 from hps_lightning.errors import UserError
 
 from .conftest import TINY

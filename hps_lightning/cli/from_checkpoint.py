@@ -3,43 +3,19 @@
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hps_lightning.checkpoint import check_network, classifier_class, read_checkpoint
-from hps_lightning.cli.arguments import is_null, join_options, option_values
-from hps_lightning.cli.recovery import open_checkpoint
+from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
+from hps_lightning.cli.damaged_checkpoints import open_checkpoint
 from hps_lightning.cli.run_config import foreign, own_words, read_run_config
 from hps_lightning.cli.runs import RUNS, Run, run_of
 from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier
 from hps_lightning.optim import PAPER_OPTIMIZER, optimizer_class, schedule_class, spans_training
-
-_PAPER_RECIPE = "hps.yaml"
-
-
-def with_recipe(argv: list[str]) -> list[str]:
-    """The arguments of `hps fit`, as typed; the paper's recipe before them where they name a network alone.
-
-    Raises:
-        UserError: they name neither a network nor a checkpoint.
-    """
-    options = dict(option_values(argv))
-    if not is_null(options.get("--ckpt_path")) or {"--config", "-c"} & set(options):
-        return argv
-    if "--model" in options:
-        return ["--config", _PAPER_RECIPE, *argv]
-    if not _asks_for_help(options):
-        raise UserError(
-            "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
-        )
-    return argv
-
-
-def _asks_for_help(options: Iterable[str]) -> bool:
-    return any(option in ("-h", "--help", "--print_config") or option.endswith(".help") for option in options)
 
 
 def restore(
@@ -65,7 +41,7 @@ def restore(
     options = dict(pairs)
     asked = options.get("--ckpt_path")
     if is_null(asked):
-        if command != "fit" and not _asks_for_help(options):
+        if command != "fit" and not asks_for_help(options):
             raise UserError(
                 f"`hps {command}` needs a trained network: --ckpt_path FILE, or --ckpt_path best for that of "
                 "the newest run."

@@ -1,0 +1,154 @@
+"""A training's mistakes, found before it has left anything on the disk."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
+from lightning.pytorch.plugins import MixedPrecision
+
+from hps_lightning.callbacks import BestCheckpoint, Distillation
+from hps_lightning.data import ImageDataModule
+from hps_lightning.errors import UserError
+from hps_lightning.files import check_writable
+from hps_lightning.modules import ImageClassifier, check_trainable
+from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+"""The least value of what Lightning's Trainer takes unseen, and stumbles over later."""
+
+_MOST_DEVICES = 1024
+
+# The callbacks of these packages log nothing that another could watch.
+_KNOWN_CALLBACKS = ("lightning", "hps_lightning")
+
+
+def check_trainer(trainer: jsonargparse.Namespace) -> None:
+    """Refuses arguments of the Trainer that it would take unseen, or that leave no checkpoints.
+
+    Args:
+        trainer: the arguments, before it is built.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    for name, least in _LEAST.items():
+        value = trainer[name]
+        if isinstance(value, int | float) and not value >= least:
+            raise UserError(f"trainer.{name} must be at least {least}, got {value!r}.")
+    devices = str(trainer.devices)
+    if devices.isdecimal() and int(devices[:20]) > _MOST_DEVICES:
+        raise UserError(f"trainer.devices must be at most {_MOST_DEVICES}, got {devices:.80}.")
+    for name, why in (("enable_checkpointing", "writes checkpoints"), ("barebones", "writes checkpoints and logs")):
+        if trainer[name] is (name == "barebones"):
+            raise UserError(f"trainer.{name} {str(trainer[name]).lower()}: a training here {why}; leave it out.")
+
+
+def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule, sync_batchnorm: bool) -> None:
+    """Refuses what the training itself would stumble over.
+
+    Args:
+        trainer: as built.
+        model: what it is to train.
+        data: on what.
+        sync_batchnorm: the argument of the Trainer, which does not tell it.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    check_trainable(trainer)
+    if sync_batchnorm and trainer.strategy.root_device.type != "cuda":
+        raise UserError(
+            "trainer.sync_batchnorm true: PyTorch shares batch norms' statistics between GPUs alone, and this "
+            f"training runs on {trainer.strategy.root_device.type}; leave it out."
+        )
+    data.check_trainer(trainer)
+    data.check_batch_size(data.info.size("train"))
+    optimizer = build_optimizer(model.network, model.optimizer_spec)
+    # However many steps an epoch will have.
+    validates = data.validates and trainer.limit_val_batches != 0
+    length = TrainingLength(trainer.max_epochs, 100, validates, trainer.max_steps)
+    schedule = build_schedule(optimizer, model.lr_scheduler_spec, length) or {}
+    _check_accumulation(trainer, model, schedule)
+    # As Lightning finds it out.
+    scales = isinstance(trainer.precision_plugin, MixedPrecision) and getattr(
+        optimizer, "_step_supports_amp_scaling", False
+    )
+    if scales and trainer.gradient_clip_val:
+        raise UserError(
+            f"optimizer.fused true and trainer.gradient_clip_val {trainer.gradient_clip_val} do not go "
+            f"together under trainer.precision {trainer.precision}, where a fused optimizer scales the "
+            "gradients itself; leave optimizer.fused out."
+        )
+    _check_monitors(trainer, model, schedule.get("monitor"), validates)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Distillation):
+            callback.prepare(model, data)
+        elif isinstance(callback, DeviceStatsMonitor) and find_spec("psutil") is None:
+            cpu_stats = callback._cpu_stats
+            if cpu_stats or (cpu_stats is None and trainer.strategy.root_device.type == "cpu"):
+                raise UserError(
+                    "DeviceStatsMonitor measures a processor with the package psutil, which is not installed: "
+                    "pip install psutil, or leave the callback out."
+                )
+
+
+def _check_accumulation(trainer: Trainer, model: ImageClassifier, schedule: dict[str, Any]) -> None:
+    if schedule.get("interval") != "step":
+        return
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        name = model.lr_scheduler_spec["class_path"].rsplit(".", 1)[-1]
+        raise UserError(
+            f"GradientAccumulationScheduler changes how many steps an epoch has, over which {name} is laid out. "
+            "Take trainer.accumulate_grad_batches, which is the same in all epochs, or a schedule that follows "
+            "epochs: MultiStepLR, StepLR, ExponentialLR or ReduceLROnPlateau."
+        )
+
+
+def _check_monitors(trainer: Trainer, model: ImageClassifier, watched: str | None, validates: bool) -> None:
+    callbacks: list[Any] = trainer.callbacks
+    if not all(type(callback).__module__.split(".")[0] in _KNOWN_CALLBACKS for callback in callbacks):
+        # Another callback may log what another watches.
+        return
+    monitors = [("lr_scheduler", watched)]
+    for callback in callbacks:
+        best = isinstance(callback, BestCheckpoint)
+        # Without validation, none is best.
+        if validates or not best:
+            name = "best_checkpoint" if best else type(callback).__name__
+            monitors.append((name, getattr(callback, "monitor", None)))
+    logged = model.logged(validates)
+    for name, monitor in monitors:
+        if monitor is not None and monitor not in logged:
+            raise UserError(
+                f"{name}: monitor {monitor!r} is nothing that this training logs; it logs {', '.join(logged)}."
+            )
+
+
+def check_folders(trainer: Trainer) -> None:
+    """Refuses a place for the run's files that cannot be made or written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return
+    folders = [logger.log_dir or logger.save_dir for logger in trainer.loggers]
+    for folder in filter(None, folders or [trainer.default_root_dir]):
+        if "://" in str(folder):
+            continue
+        try:
+            check_writable(Path(folder))
+        except OSError as error:
+            raise UserError(
+                f"The run's folder {folder} cannot be made or written: {error.strerror or error}. Make room, or "
+                "choose another place for all runs: --trainer.default_root_dir DIRECTORY."
+            ) from error

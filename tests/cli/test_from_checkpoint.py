@@ -1,0 +1,56 @@
+import shutil
+
+import pytest
+
+from hps_lightning.cli.from_checkpoint import reachable_root
+from tests.cli.conftest import TINY
+
+
+def test_a_folder_of_images_that_nobody_may_look_at_is_not_there():
+    # As another user's home, where looking is an error of its own.
+    assert reachable_root({"data": {"root": "x" * 5000}}) is None
+    assert reachable_root({"data": {"root": None}}) is reachable_root({}) is None
+    assert reachable_root({"data": {"root": 1}}) is reachable_root({"data": [1]}) is None
+
+
+@pytest.mark.train
+def test_a_training_goes_on_by_its_own_recipe_wherever_its_run_was_moved(hps, tmp_path):
+    short = [*TINY, "--trainer.limit_train_batches=2", "--optimizer=Adam", "--optimizer.lr=0.003"]
+    status, _, err = hps("fit", "--model=hps", *short, "--trainer.max_epochs=1")
+    assert status == 0, err
+    run = next(tmp_path.glob("runs/*/version_0"))
+    run.rename(tmp_path / "of_last_week")
+    shutil.copy(tmp_path / "of_last_week" / "checkpoints" / "last.ckpt", "alone.ckpt")
+    status, out, err = hps("fit", "--ckpt_path=alone.ckpt")
+    assert (status, out) == (2, "")
+    assert "alone.ckpt lies outside its run" in err
+    assert "--config RUN/config.yaml" in err
+    beside = ["--ckpt_path=of_last_week/checkpoints/last.ckpt"]
+    for options in (beside, ["--ckpt_path=alone.ckpt", "--config=of_last_week/config.yaml"]):
+        status, out, err = hps("fit", *options, "--trainer.max_epochs=2")
+        assert status == 0, err
+        assert "Adam with rate 0.003" in out
+
+
+@pytest.mark.train
+def test_a_training_that_goes_on_keeps_its_optimizer_and_its_schedule(hps, tmp_path):
+    # What Lightning restores would silently take the place of other rates, and does not fit another optimizer.
+    begun = [*TINY, "--lr_scheduler=StepLR", "--optimizer=Adam", "--optimizer.betas=[0.8,0.9]"]
+    status, _, err = hps("fit", "--model=hps", *begun, "--trainer.max_epochs=1")
+    assert status == 0, err
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    for options, said in (
+        (["--optimizer.lr=0.5"], "--optimizer.lr 0.5 in place of the checkpoint's 0.001"),
+        (["--optimizer=SGD"], "--optimizer SGD in place of the checkpoint's Adam"),
+        (["--lr_scheduler=cosine"], "--lr_scheduler CosineAnnealingLR in place of the checkpoint's StepLR"),
+        (["--lr_scheduler=null"], "--lr_scheduler null in place of the checkpoint's StepLR"),
+        (["--lr_scheduler.gamma=0.7"], "--lr_scheduler.gamma 0.7 in place of the checkpoint's 0.1"),
+    ):
+        status, _, err = hps("fit", *more, *options)
+        assert status == 2
+        assert said in err
+        assert "use --init_weights instead of --ckpt_path" in err
+    run = next(tmp_path.glob("runs/*/version_0"))
+    again = [f"--config={run / 'config.yaml'}", "--lr_scheduler=StepLR", "--optimizer.betas=[0.8,0.9]"]
+    status, _, err = hps("fit", *more, *again)
+    assert status == 0, err

@@ -1,0 +1,81 @@
+"""Tests of what is found before a training has left anything on the disk."""
+
+import warnings
+
+import pytest
+
+from hps_lightning.cli import preflight
+from hps_lightning.errors import UserError
+from tests.prepared import prepare
+
+DIGITS = ["--model=hps", "--data.dataset=digits"]
+STEPS = ["--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--trainer.accumulate_grad_batches=0"], r"^trainer.accumulate_grad_batches must be at least 1, got 0\.$"),
+        (["--trainer.check_val_every_n_epoch=0"], r"^trainer.check_val_every_n_epoch must be at least 1, got 0\.$"),
+        (["--trainer.gradient_clip_val=-1"], r"^trainer.gradient_clip_val must be at least 0, got -1"),
+        (["--trainer.gradient_clip_val=.nan"], r"^trainer.gradient_clip_val must be at least 0, got nan"),
+        (["--trainer.devices=100000"], r"^trainer.devices must be at most 1024, got 100000\.$"),
+        (
+            ["--trainer.enable_checkpointing=false"],
+            r"^trainer.enable_checkpointing false: .* writes checkpoints; ",
+        ),
+        (["--trainer.barebones=true"], r"^trainer.barebones true: .* writes checkpoints and logs; leave it out\.$"),
+        (["--trainer.sync_batchnorm=true", "--trainer.accelerator=cpu"], r"^trainer.sync_batchnorm true: .* on cpu"),
+        (
+            ["--optimizer.fused=true", "--trainer.gradient_clip_val=1", "--trainer.precision=bf16-mixed"],
+            r"^optimizer.fused true and trainer.gradient_clip_val 1 do not go together under trainer.precision bf16",
+        ),
+        (
+            [*STEPS, "--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={4: 2}"],
+            r"^GradientAccumulationScheduler changes .* over which OneCycleLR is laid out\.",
+        ),
+        (["--best_checkpoint.monitor=val/acc"], r"^best_checkpoint: monitor 'val/acc' is nothing .* val/accuracy"),
+        (
+            ["--data.protocol=full", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
+            r"^EarlyStopping: monitor 'val/loss' is nothing that this training logs; it logs train/accuracy, ",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_a_training_would_stumble_over_is_one_line(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    # Lightning warns of some of them first.
+    warnings.simplefilter("ignore")
+    with pytest.raises(UserError, match=message) as raised:
+        prepare([*DIGITS, *argv])
+    assert len(str(raised.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--trainer.num_sanity_val_steps=-1"],
+        ["--trainer.log_every_n_steps=0"],
+        ["--trainer.gradient_clip_val=0"],
+        # Epochs of another number of steps do not matter to what follows epochs.
+        [
+            *("--lr_scheduler=StepLR", "--lr_scheduler.step_size=2"),
+            *("--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={4: 2}"),
+        ],
+        # Without validation, none is best, and nobody watches for it.
+        ["--data.protocol=full", "--best_checkpoint.monitor=val/accuracy"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_what_only_looks_like_a_mistake_is_none(tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("ignore")
+    assert prepare([*DIGITS, *argv]) is not None
+
+
+def test_a_monitor_without_its_package_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install psutil"):
+        prepare([*DIGITS, "--trainer.callbacks+=DeviceStatsMonitor", "--trainer.accelerator=cpu"])
