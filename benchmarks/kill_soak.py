@@ -29,6 +29,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hps_lightning.callbacks.resume import RESUME_KEY, random_state
+from hps_lightning.errors import UserError
 from hps_lightning.files import suffixed, write_json, write_text
 from hps_lightning.machine import hardware, versions
 
@@ -236,7 +237,12 @@ def plan(kills: int, steps: int, step_seconds: float, generator: random.Random) 
         steps: of the whole training.
         step_seconds: that a step takes, on average over everything.
         generator: that they are drawn from.
+
+    Raises:
+        UserError: the training has fewer steps.
     """
+    if kills > steps:
+        raise UserError(f"--kills {kills}: the training has {steps} steps, and is killed in each at the most once.")
     at = sorted(generator.sample(range(steps), kills))
     aimed = set(generator.sample(range(kills), kills // _WRITES))
     # A checkpoint is written in a few milliseconds.
@@ -365,6 +371,9 @@ def soak(
 
     Returns:
         The training in peace, the killed one, and what they differ in.
+
+    Raises:
+        UserError: the training has fewer steps than it is to be killed in.
     """
     whole, killed = Training(argv, folder / "whole", threads), Training(argv, folder / "killed", threads)
     whole.go_on()
@@ -411,7 +420,10 @@ def main() -> int:
             print(
                 f"{precision}, {arguments.epochs} epochs, {arguments.kills} kills of seed {arguments.seed}", flush=True
             )
-            whole, killed, found = soak(folder, argv, arguments.kills, arguments.seed, arguments.threads)
+            try:
+                whole, killed, found = soak(folder, argv, arguments.kills, arguments.seed, arguments.threads)
+            except UserError as error:
+                parser.error(str(error))
             for survived in killed.survived:
                 print(f"  {_row(survived)}")
             for text in found:
