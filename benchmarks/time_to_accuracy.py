@@ -1,6 +1,6 @@
 """How long it takes here to train a network to the paper's accuracy, beside the paper's recipe.
 
-    python benchmarks/time_to_accuracy.py --model hps_06_05x --epochs 40 --output benchmarks/results/NAME.json
+    python benchmarks/time_to_accuracy.py --model hps_06_05x --epochs 30 --output benchmarks/results/NAME.json
 
 Trains by the network's `fast` config on all training images over a schedule of the given
 length, and measures the test accuracy of its end. The time is that of the whole `hps fit`, from

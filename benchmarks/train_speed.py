@@ -2,8 +2,8 @@
 
     python benchmarks/train_speed.py --model hps_06_05x --output benchmarks/results/NAME.json
 
-Two processes train the same network on the same images: the engine (`hps fit`: images in memory,
-batchwise augmentation, channels-last, bfloat16 where the processor has it) and a reference
+Two processes train the same network on the same images: the engine of `hps fit` (images in memory,
+batchwise augmentation, channels-last, bfloat16 where the processor has it; no logs and no checkpoints) and a reference
 (torchvision's data set, PIL transforms, DataLoader with workers, float32, NCHW, eager). They
 take turns in one run, a segment of steps each, so that a drift of the machine's speed meets
 both; the ratio is taken pair by pair. The first segment of each warms up and does not count.

@@ -1,1 +1,1 @@
-"""One file a network size: recipes that reach the paper's accuracy in a fraction of its epochs."""
+"""One file a network: recipes of a fraction of the paper's epochs; each says what it reaches."""

@@ -1,1 +1,1 @@
-"""One file a learning rate schedule; each spells every argument out, so that it replaces any other whole."""
+"""One file a learning rate schedule, with the arguments that matter; it replaces any other whole."""

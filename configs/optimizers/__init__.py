@@ -1,1 +1,1 @@
-"""One file an optimizer; each spells every argument out, so that it replaces any other whole."""
+"""One file an optimizer, with the arguments that matter; it replaces any other whole."""
