@@ -112,7 +112,10 @@ def _check_data(record: Mapping[str, Any]) -> None:
     for key in ("mean", "std"):
         numbers = _are(record[key], (int, float)) and len(record[key]) == size[0]
         _require(numbers, record, key, f"{size[0]} numbers, one a channel")
-    _require(_normalises(mean, std), record, "std", "numbers above 0 that images can be divided by")
+    zeros = [0.0] * size[0]
+    _require(_normalises(zeros, std), record, "std", "numbers above 0 that images can be divided by")
+    # Divided by the std, as on the board.
+    _require(_normalises(mean, std), record, "mean", "numbers that can be taken from images")
     _require(isinstance(record.get("metrics", {}), Mapping), record, "metrics", "numbers by their names")
     _require(type(record.get("epoch")) in (int, type(None)), record, "epoch", "a whole number")
 

@@ -1,7 +1,9 @@
 """A training's checkpoints in its run's ``checkpoints/``: the best, the last, the weights, and where to find them."""
 
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -10,30 +12,48 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hps_lightning.callbacks.signals import StopSignals
-from hps_lightning.checkpoint import save_weights
+from hps_lightning.checkpoint import read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import safe_checkpoints
 from hps_lightning.errors import TrainingStopped, UserError, say_trouble
+from hps_lightning.files import replaced_whole
+from hps_lightning.modules import RECORD_KEY
 
 
 class _MovableCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint whose run may have been moved to another folder before it goes on."""
+    """A ModelCheckpoint whose run may have been moved to another folder before it goes on, or goes on in another."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._kept: dict[str, str] = {}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Looks for the files that the state tells of, in the folder that the run has now."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        kept = {}
+        if state is not None and trainer.is_global_zero:
+            paths = {state["best_model_path"], state["last_model_path"], *state["best_k_models"]}
+            kept = {path: os.path.join(self.dirpath, os.path.basename(path)) for path in paths if path}
+            kept = {path: here for path, here in kept.items() if self._is_kept(trainer, state, here)}
+        # All processes have to take the same one for the best; another host's may not see the folder.
+        self._kept = trainer.strategy.broadcast(kept)
+
+    def _is_kept(self, trainer: Trainer, state: dict[str, Any], path: str) -> bool:
+        return self._fs.exists(path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the state, as if it had been saved where the run lies now."""
-        folder = Path(self.dirpath)
-
-        def here(path: str) -> str:
-            return str(folder / Path(path).name) if path else path
-
+        """Takes up the state, as if it had been saved where the run lies now; what is not there is forgotten."""
+        best = self._kept.get(state_dict["best_model_path"], "")
+        models = {self._kept[path]: score for path, score in state_dict["best_k_models"].items() if path in self._kept}
         super().load_state_dict(
             {
                 **state_dict,
                 # Lightning forgets which checkpoint is best where these differ.
                 "dirpath": self.dirpath,
-                "best_model_path": here(state_dict["best_model_path"]),
-                "last_model_path": here(state_dict["last_model_path"]),
-                "kth_best_model_path": here(state_dict["kth_best_model_path"]),
-                "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
+                "best_model_path": best,
+                "best_model_score": state_dict["best_model_score"] if best else None,
+                "last_model_path": self._kept.get(state_dict["last_model_path"], ""),
+                "kth_best_model_path": self._kept.get(state_dict["kth_best_model_path"], ""),
+                "best_k_models": models,
             }
         )
         # Lightning saves it and forgets to load it.
@@ -59,6 +79,26 @@ class BestCheckpoint(_MovableCheckpoint):
         if not getattr(trainer.datamodule, "validates", True):
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
+
+    def _is_kept(self, trainer: Trainer, state: dict[str, Any], path: str) -> bool:
+        return super()._is_kept(trainer, state, path) or self._is_taken_along(trainer, state, path)
+
+    def _is_taken_along(self, trainer: Trainer, state: dict[str, Any], path: str) -> bool:
+        """Copies the best one from beside the checkpoint that the training goes on from, if it is the same one."""
+        source = Path(trainer.ckpt_path).with_name(Path(path).name)
+        if "://" in path or not source.is_file():
+            return False
+        try:
+            metrics = read_checkpoint(source)[RECORD_KEY].get("metrics")
+            if not isinstance(metrics, Mapping) or metrics.get(self.monitor) != float(state["best_model_score"]):
+                return False
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replaced_whole(Path(path)) as aside:
+                shutil.copyfile(source, aside)
+        except (UserError, OSError) as error:
+            say_trouble(f"{source} is not taken along to {path}: {error}")
+            return False
+        return True
 
 
 class LastCheckpoint(_MovableCheckpoint):

@@ -222,10 +222,10 @@ def _log_folders(trainer: Trainer) -> list[str]:
 
 
 def _resume_rows(trainer: Trainer) -> Rows:
-    path = last_checkpoint(trainer) or best_checkpoint(trainer)
+    path = last_checkpoint(trainer) or best_checkpoint(trainer) or trainer.ckpt_path
     if path is None:
         return [("resume it", "nothing was saved yet; start it again")]
-    return [("resume it", f"hps fit --ckpt_path {_quoted(path)}")]
+    return [("resume it", f"hps fit --ckpt_path {_quoted(str(path))}")]
 
 
 def _display(path: str) -> str:

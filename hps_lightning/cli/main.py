@@ -38,7 +38,26 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake in what the user gave, a disk that takes nothing or another process of the
         training that died, 130 after Ctrl+C.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    status = _status(list(sys.argv[1:] if argv is None else argv))
+    try:
+        # At the interpreter's end, which would do it else, it could only be complained of.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does; there is nobody left to tell.
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        if not status:
+            print(f"hps: error: the output cannot be written: {error.strerror or error}.", file=sys.stderr)
+            return 2
+    return status
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _status(argv: list[str]) -> int:
     try:
         return _run(argv)
     except UserError as error:
@@ -50,8 +69,6 @@ def main(argv: list[str] | None = None) -> int:
         print("hps: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         # A name that the system takes for none may stand wherever a path does.

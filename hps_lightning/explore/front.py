@@ -211,8 +211,13 @@ def rows_from_csv(text: str) -> list[Row]:
         KeyError: a column is missing.
     """
     reader = csv.DictReader(io.StringIO(text))
-    own = {"trial", "state", *QUANTITIES, "epochs", "note", "folder"}
-    options = [name for name in reader.fieldnames or () if name not in own]
+    own = ("trial", "state", *QUANTITIES, "epochs", "note", "folder")
+    names = reader.fieldnames or ()
+    missing = [name for name in own if name not in names]
+    if missing:
+        # A table without trials has its columns all the same.
+        raise KeyError(missing[0])
+    options = [name for name in names if name not in own]
     return [
         Row(
             number=int(line["trial"]),

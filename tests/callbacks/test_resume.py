@@ -1,7 +1,6 @@
 """What Lightning forgets of a training: random state, metrics, and curves that neither repeat nor miss a point."""
 
 import random
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hps_lightning.callbacks import LastCheckpoint, Resume
 from hps_lightning.callbacks.resume import random_state, set_random_state
-from hps_lightning.errors import UserError
 from tests.callbacks.tiny import LIGHTNING_WARNINGS, TinyData, tiny, tiny_trainer
 
 pytestmark = [
@@ -168,60 +166,3 @@ def test_random_state_comes_back():
     assert draw() != first
     set_random_state(state)
     assert draw() == first
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        ({"every_n_epochs": -1}, "every_n_epochs"),
-        ({"every_n_train_steps": 0}, "every_n_train_steps"),
-        ({"train_time_interval": timedelta(0)}, "train_time_interval"),
-    ],
-)
-def test_intervals_are_positive(arguments, part):
-    with pytest.raises(UserError, match=part):
-        LastCheckpoint(**arguments)
-
-
-class Saves(Callback):
-    """Notes where checkpoints are written: the step, and how many validations there were before."""
-
-    def __init__(self):
-        self.at, self.validations = [], 0
-
-    def on_validation_end(self, trainer, pl_module):
-        self.validations += not trainer.sanity_checking
-
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-        self.at.append((trainer.global_step, self.validations))
-
-
-@pytest.mark.parametrize(
-    ("last", "arguments", "expected"),
-    [
-        # Epochs of 3 steps.
-        ({}, {}, [(3, 1), (6, 2)]),
-        ({"every_n_epochs": 2}, {}, [(6, 2)]),
-        ({"every_n_epochs": 3}, {}, [(6, 2)]),
-        ({"every_n_epochs": 0, "every_n_train_steps": 4}, {}, [(4, 1), (6, 2)]),
-        # What is due in an epoch's last step is saved at its end, and once.
-        ({"every_n_epochs": 0, "every_n_train_steps": 3}, {}, [(3, 1), (6, 2)]),
-        ({"every_n_train_steps": 1}, {}, [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2)]),
-        ({"train_time_interval": timedelta(microseconds=1)}, {}, [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2)]),
-        ({"train_time_interval": timedelta(days=1)}, {}, [(3, 1), (6, 2)]),
-        # A validation after the first step and after the second, then one at the end.
-        ({"every_n_train_steps": 1}, {"val_check_interval": 1}, [(3, 3), (6, 6)]),
-        # No gradients are left behind.
-        (
-            {"train_time_interval": timedelta(microseconds=1)},
-            {"accumulate_grad_batches": 2},
-            [(1, 0), (2, 1), (3, 1), (4, 2)],
-        ),
-    ],
-)
-def test_checkpoints_are_written_where_a_training_can_go_on(tmp_path, last, arguments, expected):
-    saves = Saves()
-    callbacks = (LastCheckpoint(**last), saves)
-    trainer = tiny_trainer(tmp_path, *callbacks, max_epochs=2, enable_checkpointing=True, **arguments)
-    trainer.fit(tiny(), datamodule=TinyData())
-    assert saves.at == expected

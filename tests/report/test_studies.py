@@ -75,6 +75,18 @@ def test_a_table_of_trials_comes_back_with_numbers_and_texts():
 def test_what_is_no_study_is_named(tmp_path, name, content, read):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".csv":
+        (path.parent / "study.json").write_text(json.dumps({"objectives": ["error"], "limits": {}}))
     path.write_text(content)
-    with pytest.raises(UserError, match="is no result that a report can be made of"):
+    with pytest.raises(UserError, match=f"{name.split('/')[0]} is no result that a report can be made of"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "trial\n", "a study,of something else\n1,2\n"])
+def test_another_table_is_none_of_trials(text):
+    with pytest.raises(KeyError):
+        rows_from_csv(text)
+
+
+def test_a_table_without_trials_has_none():
+    assert rows_from_csv(rows_csv([])) == []
