@@ -38,23 +38,29 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake in what the user gave, a disk that takes nothing or another process of the
         training that died, 130 after Ctrl+C.
     """
-    status = _status(list(sys.argv[1:] if argv is None else argv))
+    try:
+        status = _status(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit:
+        # As after argparse's help.
+        _flush()
+        raise
+    trouble = _flush()
+    if trouble is None or status:
+        return status
+    print(f"hps: error: the output cannot be written: {trouble.strerror or trouble}.", file=sys.stderr)
+    return 2
+
+
+def _flush() -> OSError | None:
+    """Writes what is still to be written; returns why that is impossible, if anyone is there to read it."""
     try:
         # At the interpreter's end, which would do it else, it could only be complained of.
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does; there is nobody left to tell.
-        _drop_output()
     except OSError as error:
-        _drop_output()
-        if not status:
-            print(f"hps: error: the output cannot be written: {error.strerror or error}.", file=sys.stderr)
-            return 2
-    return status
-
-
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a broken pipe has gone, as `head` does.
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
 
 
 def _status(argv: list[str]) -> int:
