@@ -68,8 +68,16 @@ def test_a_seed_counts_once(run, folder):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("spoil", ["no facts", "no name", "hold-out", "unfinished"])
-def test_what_cannot_be_published_replaces_nothing(run, folder, spoil):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("no facts", "benchmark.json"),
+        ("no name", "without a name of its own"),
+        ("hold-out", "publish 'full' alone"),
+        ("unfinished", "is at epoch"),
+    ],
+)
+def test_what_cannot_be_published_replaces_nothing(run, folder, spoil, message):
     publish.publish([run], "hps fit ...")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     if spoil == "no facts":
@@ -79,7 +87,7 @@ def test_what_cannot_be_published_replaces_nothing(run, folder, spoil):
         change(run, model={**model, "init_args": {**model["init_args"], "width": 0.51}})
     else:
         change(run, **({"protocol": "holdout"} if spoil == "hold-out" else {"max_epochs": 9}))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=message):
         publish.publish([run], "hps fit again")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hps_lightning.callbacks import BestCheckpoint, Guards, LastCheckpoint
 from hps_lightning.callbacks.guards import non_finite
@@ -109,6 +110,23 @@ def test_losses_that_are_looked_at_later_name_their_own_step(tmp_path, monkeypat
     monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", Callback.on_train_batch_end)
     message = fails(tmp_path, LossAt(2), Guards(), log_every_n_steps=STEPS)
     assert "at step 2, in epoch 1 of 3" in message
+
+
+@pytest.mark.parametrize(("every", "ends_after"), [(1, 2), (2, 2), (STEPS, STEPS)])
+def test_losses_are_looked_at_as_often_as_they_are_logged(tmp_path, monkeypatch, every, ends_after):
+    class Ended(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            self.after = trainer.global_step
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.world_size", property(lambda trainer: 2))
+    ended = Ended()
+    fails(tmp_path, LossAt(2), ended, Guards(), log_every_n_steps=every)
+    assert ended.after == ends_after
+
+
+def test_the_loss_of_another_process_ends_this_one_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", lambda self, decision, all=True: False)
+    assert "the loss of another process is" in fails(tmp_path, Guards())
 
 
 def test_who_wants_to_see_a_training_diverge_can(tmp_path):

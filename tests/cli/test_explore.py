@@ -76,9 +76,16 @@ def test_a_study_from_its_first_trial_to_the_config_of_the_best(hps, config, tmp
     metrics = torch.load(ckpt, weights_only=True)["hps_lightning"]["metrics"]
     assert 1 - metrics["val/accuracy"] == pytest.approx(float(best["error"])), "the same training once more"
 
-    status, out, _ = hps("explore", "--config", name, "--best", "--limit", "parameters=10", "--output", "none.yaml")
+    status, _, err = hps("explore", "--config", name, "--best", "--limit", "parameters=10", "--output", "none.yaml")
     assert status == 2
+    assert "None of 2 trials meets the limits: parameters at most 10." in err
     assert not (tmp_path / "none.yaml").exists()
+    smallest = min(rows, key=lambda row: int(row["parameters"]))
+    limit = f"parameters={smallest['parameters']}"
+    status, out, err = hps("explore", "--config", name, "--best", "--limit", limit, "--output", "small.yaml")
+    assert status == 0, err
+    written = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    assert written["model"]["init_args"]["width"] == float(smallest["model.width"])
 
 
 @pytest.mark.train

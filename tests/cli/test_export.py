@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hps_lightning.bluebox.onnx_export import OnnxNetwork
 from hps_lightning.cli import export as exporting
 from tests.cli.conftest import TINY
 
@@ -106,6 +107,7 @@ def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpo
     assert "not measured: There are no digits here." in out
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert [row["images"] for row in manifest["formats"]] == [None, None]
+    assert OnnxNetwork(tmp_path / "bundle" / "network.onnx").takes_pixels
 
 
 def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkpoint, tmp_path):

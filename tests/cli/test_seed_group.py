@@ -84,10 +84,17 @@ def test_the_newest_unfinished_group_of_the_same_seeds_and_config_is_found(group
     assert SeedGroup.find_unfinished(tmp_path / "nowhere", [0], CONFIG) is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}'])
 def test_a_damaged_file_is_one_clear_error(group, content):
     (group.directory / "seeds.json").write_text(content)
-    with pytest.raises(UserError, match=r"seeds\.json"):
+    with pytest.raises(UserError, match=r"seeds\.json is damaged"):
+        SeedGroup.load(group.directory)
+
+
+def test_a_file_of_another_format_is_not_read_as_one_of_ours(group):
+    path = group.directory / "seeds.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(UserError, match=r"seeds\.json has format 2; this version reads 1"):
         SeedGroup.load(group.directory)
 
 

@@ -129,6 +129,8 @@ def refusals(hps, path, monkeypatch):
         status, _, messages[command] = hps(command, "--ckpt_path", path, *further)
         assert status == 2, command
         assert "Traceback" not in messages[command]
+        # A sound one would be, too.
+        assert "lies outside its run" not in messages[command]
     for name, read in READERS.items():
         with pytest.raises(UserError) as refused:
             read(path)
@@ -288,6 +290,7 @@ def test_no_command_takes_what_a_record_names(hps, tmp_path, sound, trace, stran
         status, _, message = hps(command, "--ckpt_path", path, *(["--output", "x"] if command == "export" else []))
         assert status == 2, command
         assert "Traceback" not in message
+        assert "lies outside its run" not in message
     with pytest.raises(UserError):
         load_classifier(path)
     assert not trace.exists()

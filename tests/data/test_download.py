@@ -393,6 +393,8 @@ def test_a_copy_that_another_process_put_there_meanwhile_is_kept(tmp_path, monke
     monkeypatch.setattr(download, "_from_hub", others_first)
     location = download_dataset(info, tmp_path, endpoint=server.endpoint)
     assert left_in(tmp_path) == ["cifar10"]
+    # Ours would have come with checksums.
+    assert not (tmp_path / "cifar10" / CHECKSUMS_FILE).exists()
     assert_loads(made, info, location)
 
 
