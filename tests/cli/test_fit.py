@@ -1,8 +1,10 @@
 """The whole way of a user, on two batches of digits: fit, test, validate, predict, continue."""
 
 import csv
+import math
 import os
 import re
+import shlex
 import signal
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.kill_soak import run_differences
+from hps_lightning.modules import ImageClassifier
 from tests.cli.conftest import TINY, UNSEEN
 
 pytestmark = pytest.mark.train
@@ -314,6 +317,24 @@ def test_warm_start_takes_the_weights_that_fit(hps, tmp_path):
     status, _, err = hps("fit", "--ckpt_path=last", "--init_weights", source)
     assert status == 2
     assert "one of them" in err
+
+
+def test_the_way_out_of_a_divergence_is_a_command_that_trains(hps, monkeypatch):
+    step = ImageClassifier.training_step
+
+    def diverge(self, batch, batch_idx):
+        return step(self, batch, batch_idx) * (math.nan if self.global_step == 3 else 1)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", diverge)
+    status, _, err = hps("fit", "--model=hps_06_05x", *TINY, "--trainer.max_epochs=2")
+    assert status == 2
+    assert "diverged" in err
+    monkeypatch.setattr(ImageClassifier, "training_step", step)
+    argv = shlex.split(re.search(r"hps fit --config .*", err).group())[1:]
+    assert {"--config", "--init_weights", "--optimizer.lr"} < set(argv)
+    status, out, err = hps(*argv)
+    assert status == 0, err
+    assert "with rate 0.01," in out
 
 
 def test_network_cannot_be_changed_beside_a_checkpoint(hps):

@@ -1,8 +1,11 @@
 import shutil
 
 import pytest
+import torch
 
-from hps_lightning.cli.from_checkpoint import reachable_root
+from hps_lightning.cli.from_checkpoint import reachable_root, start_from
+from hps_lightning.errors import UserError
+from hps_lightning.modules import RECORD_KEY, HPSClassifier, SqueezeNetClassifier
 from tests.cli.conftest import TINY
 
 
@@ -11,6 +14,16 @@ def test_a_folder_of_images_that_nobody_may_look_at_is_not_there():
     assert reachable_root({"data": {"root": "x" * 5000}}) is None
     assert reachable_root({"data": {"root": None}}) is reachable_root({}) is None
     assert reachable_root({"data": {"root": 1}}) is reachable_root({"data": [1]}) is None
+
+
+def test_weights_of_another_family_start_nothing(tmp_path):
+    module = HPSClassifier(num_classes=3, stages=[1, 1, 1, 1], width=0.1)
+    torch.save({"state_dict": module.state_dict(), RECORD_KEY: module.record()}, tmp_path / "hps.ckpt")
+    other = SqueezeNetClassifier(num_classes=3)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(UserError, match="no layer fits the network SqueezeNetClassifier"):
+        start_from(other, str(tmp_path / "hps.ckpt"))
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.train

@@ -17,8 +17,10 @@ import torch
 import yaml
 
 from hps_lightning.cli import main, seeds
+from hps_lightning.cli.seed_group import SeedGroup
 from hps_lightning.cli.seeds import parse_seeds
 from hps_lightning.errors import UserError
+from hps_lightning.modules import RECORD_KEY, HPSClassifier
 from tests.cli.conftest import TINY
 
 EPOCHS = 8
@@ -265,3 +267,18 @@ def test_help_tells_of_it(hps, argv):
     status, out, _ = hps("fit", *argv)
     assert status == 0
     assert "--seeds 0,5,7" in " ".join(out.split())
+
+
+def test_a_training_that_had_no_epoch_left_to_measure_has_its_checkpoints_metrics(tmp_path):
+    # As one that was killed between its last checkpoint and its end.
+    group = SeedGroup.create(tmp_path, [], [7], "benchmark: {filename: benchmark.json}")
+    module = HPSClassifier(num_classes=3, stages=[1, 1, 1, 1], width=0.1)
+    checkpoint = group.last_checkpoint(7)
+    checkpoint.parent.mkdir(parents=True)
+    record = {**module.record(), "metrics": {"val/accuracy": 0.5, "val/loss": float("nan")}}
+    torch.save({"epoch": 3, "global_step": 40, "state_dict": module.state_dict(), RECORD_KEY: record}, checkpoint)
+    assert seeds._final_figures(group, 7) is None
+    report = {"metrics": {"final": {}}, "time": {"epoch_seconds": 1.5}}
+    (group.run_directory(7) / "benchmark.json").write_text(json.dumps(report))
+    # JSON knows no NaN.
+    assert seeds._final_figures(group, 7) == {"val/accuracy": 0.5, "val/loss": None, "time/epoch_seconds": 1.5}

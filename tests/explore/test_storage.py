@@ -1,4 +1,5 @@
 import sqlite3
+import sys
 
 import optuna
 import pytest
@@ -19,6 +20,13 @@ def test_a_storage_that_is_down_is_one_error_without_the_password():
         assert "hps:***@127.0.0.1:9" in str(error.value)
         assert "secret" not in str(error.value)
         assert "same command goes on" in str(error.value)
+
+
+def test_a_driver_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"pip install 'hps_lightning\[postgresql\]'") as error:
+        open_storage(DOWN)
+    assert "secret" not in str(error.value)
 
 
 def test_a_password_in_a_drivers_words_is_hidden():

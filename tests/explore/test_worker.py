@@ -45,15 +45,26 @@ def test_a_rerun_goes_on_up_to_the_number_of_trials(tmp_path, training, storage)
     assert len({trial.params["model.width"] for trial in again.study.trials}) == 5
 
 
-def test_trials_are_drawn_alike_whether_a_study_was_interrupted_or_not(tmp_path, training):
+# NSGA-II's generations are of 20.
+@pytest.mark.parametrize(("sampler", "parts"), [("tpe", [1, 3, 4]), ("random", [1, 4]), ("nsgaii", [7, 24])])
+def test_trials_are_drawn_alike_whether_a_study_was_interrupted_or_not(tmp_path, training, sampler, parts):
     widths = []
-    for folder, parts in ((tmp_path / "whole", [4]), (tmp_path / "parts", [1, 3, 4])):
-        for trials in parts:
-            at_work = worker(folder, exploration(trials=trials))
+    for folder, ends in ((tmp_path / "whole", parts[-1:]), (tmp_path / "parts", parts)):
+        for trials in ends:
+            at_work = worker(folder, exploration(trials=trials, sampler=sampler))
             at_work.work()
         widths.append([trial.params["model.width"] for trial in at_work.study.trials])
     assert widths[0] == widths[1]
-    assert len(set(widths[0])) == 4
+    assert len(set(widths[0])) > 1
+
+
+def test_hyperband_stops_what_is_clearly_worse(tmp_path, training):
+    explored = exploration(objectives=["error"], trials=12, pruning=Pruning("hyperband", 1))
+    at_work = worker(tmp_path, explored)
+    at_work.work()
+    assert set(states(at_work.study)) == {"COMPLETE", "PRUNED"}
+    best = min(at_work.study.trials, key=lambda trial: 1 - trial.params["model.width"])
+    assert best.state == TrialState.COMPLETE
 
 
 def test_what_exceeds_a_limit_is_not_trained(tmp_path, training):

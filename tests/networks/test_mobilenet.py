@@ -113,3 +113,9 @@ def test_dropout_acts_in_training_alone():
 def test_refusals_name_the_argument_and_the_value(argument, value):
     with pytest.raises(ValueError, match=f"{argument} must be.*{re.escape(repr(value))}"):
         MobileNet(**{argument: value})
+
+
+def test_an_image_keeps_at_least_four_pixels_a_side():
+    with pytest.raises(ValueError, match=r"resolution must leave at least 4 of 32 pixels, got 0\.1$"):
+        MobileNet(resolution=0.1)
+    MobileNet(resolution=0.125)

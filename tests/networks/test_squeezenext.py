@@ -422,6 +422,12 @@ def test_refusals_name_the_argument_and_the_value(network_class, argument, value
 
 
 @pytest.mark.parametrize("network_class", ALL)
+def test_an_image_keeps_at_least_four_pixels_a_side(network_class):
+    with pytest.raises(ValueError, match=r"resolution must leave at least 4 of 32 pixels, got 0\.05"):
+        network_class(resolution=0.05)
+
+
+@pytest.mark.parametrize("network_class", ALL)
 def test_initialisation(network_class):
     network = _seeded(network_class, stages=[2, 1, 1, 1], width=1.0)
     ratios = []
