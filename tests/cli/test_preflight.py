@@ -34,6 +34,10 @@ STEPS = ["--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
             [*STEPS, "--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={4: 2}"],
             r"^GradientAccumulationScheduler changes .* over which OneCycleLR is laid out\.",
         ),
+        (
+            ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/los"],
+            r"^lr_scheduler: monitor 'val/los' is nothing that this training logs; .*val/loss",
+        ),
         (["--best_checkpoint.monitor=val/acc"], r"^best_checkpoint: monitor 'val/acc' is nothing .* val/accuracy"),
         (
             ["--data.protocol=full", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],

@@ -1,23 +1,7 @@
 from hps_lightning import zoo
 from hps_lightning.complexity import count_parameters
 from hps_lightning.report.table5 import NETWORK, composition
-
-# Where Table 5 is wrong: (layer, column) to (printed, true); see its "known errors".
-KNOWN_ERRORS = {
-    ("Convolution 32", "out_w"): (30, 15),
-    ("Convolution 32", "out_h"): (30, 15),
-    ("Convolution 34", "parameters"): (1528, 1568),
-    ("Convolution 62", "out_w"): (15, 8),
-    ("Convolution 62", "out_h"): (15, 8),
-    ("Convolution 102", "out_w"): (8, 4),
-    ("Convolution 102", "out_h"): (8, 4),
-    ("Convolution 106", "in_c"): (256, 128),
-    ("Convolution 106", "parameters"): (65_792, 33_024),
-    ("Adaptive Average Pool", "in_c"): (256, 128),
-    ("Adaptive Average Pool", "out_w"): (4, 1),
-    ("Adaptive Average Pool", "out_h"): (4, 1),
-    ("Adaptive Average Pool", "out_c"): (256, 128),
-}
+from tests.table5 import KNOWN_ERRORS
 
 
 def test_the_known_errors_are_found_and_nothing_else_is_marked():
