@@ -332,11 +332,7 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             if key not in one or key not in other:
-                yield (
-                    f"{where}/{key} is {'not ' * (key not in one)}in the first alone"
-                    if key in one
-                    else (f"{where}/{key} is in the second alone")
-                )
+                yield f"{where}/{key} is in the {'first' if key in one else 'second'} alone"
             else:
                 yield from _differences(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

@@ -106,13 +106,23 @@ def check_writable(folder: Path) -> None:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Trying is the only check that also finds full and read-only disks.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
+        try_to_write(folder)
     finally:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def try_to_write(folder: Path) -> None:
+    """Writes a file into a folder that there is, and leaves nothing behind.
+
+    Trying is the only check that also finds full and read-only disks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
 
 
 def _made_aside(path: Path) -> tuple[Path, int | None]:

@@ -19,7 +19,7 @@ from rich.table import Table
 from hps_lightning import complexity
 from hps_lightning.bluebox.weights import bare_network
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import write_text
 from hps_lightning.machine import hardware, peak_resident_bytes, versions
 from hps_lightning.modules.classifier import ImageClassifier
 
@@ -302,8 +302,7 @@ def _epochs_in(path: Path) -> int:
 
 def _write(path: Path, report: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_whole(path) as aside:
-        aside.write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

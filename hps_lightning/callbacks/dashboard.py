@@ -135,18 +135,18 @@ class Dashboard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the last validation."""
-        self._draw(trainer, pl_module, "val")
+        self._draw(trainer, "val")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws a validation that is not part of a training."""
         if trainer.state.fn == "validate":
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the test."""
-        self._draw(trainer, pl_module, "test")
+        self._draw(trainer, "test")
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _draw(self, trainer: Trainer, stage: str) -> None:
         evaluation, self._evaluation = self._evaluation, None
         if evaluation is None or not evaluation.batches:
             return

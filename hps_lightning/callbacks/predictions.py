@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import replaced_whole, try_to_write
 
 Format = Literal["table", "csv", "json"]
 
@@ -141,9 +140,7 @@ def _check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise UserError(f"Predictions cannot be written to {path}: it is not a regular file.")
     try:
-        # Trying is the only check that also finds full and read-only disks.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        try_to_write(path.parent)
     except OSError as error:
         raise UserError(f"Predictions cannot be written to {path}: {error.strerror}.") from error
 

@@ -36,17 +36,16 @@ class Part:
     macs: int
 
 
-def parts(network: nn.Module, image_size: tuple[int, int, int] = IMAGE_SIZE) -> list[Part]:
+def parts(network: nn.Module) -> list[Part]:
     """The top-level parts of ``network`` that have parameters, in the order in which they run.
 
     The network itself is left as it is: a copy is run.
 
     Args:
-        network: maps N x C x H x W to logits.
-        image_size: (channels, height, width) of an image.
+        network: maps N x 3 x 32 x 32 to logits.
     """
     network = copy.deepcopy(network).cpu().eval()
-    image = torch.zeros((1, *image_size), dtype=next(network.parameters()).dtype)
+    image = torch.zeros((1, *IMAGE_SIZE), dtype=next(network.parameters()).dtype)
     with _output_shapes(network) as shapes, torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
     flops = counter.get_flop_counts()

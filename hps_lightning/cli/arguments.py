@@ -1,8 +1,8 @@
 """What a user types, brought to what Lightning's CLI understands.
 
 Lightning's CLI knows classes and paths. Here the names that people use are resolved: configs
-by bare name, networks of the zoo, optimizers and schedules, ``--ckpt_path last``. The
-result is again a list of arguments, so that order and precedence stay the user's.
+by bare name, networks of the zoo, optimizers and schedules. The result is again a list of
+arguments, so that order and precedence stay the user's.
 """
 
 import contextlib
@@ -262,15 +262,24 @@ def _expand_config(value: str) -> list[tuple[str, str | None]]:
         _checked_config(parse_yaml(value, "--config"), "--config")
         return [("--config", value)]
     path = find_config(value)
-    content = read_config(path)
-    # jsonargparse keeps the arguments of the class before where both share a name: SGD's rate
-    # would become Adam's. A config that names a class replaces the whole entry.
-    cleared = [
-        (f"--{key}", "null")
+    return [*((f"--{key}", "null") for key in replaced_whole_by(read_config(path))), ("--config", str(path))]
+
+
+def replaced_whole_by(content: dict[str, Any]) -> list[str]:
+    """The entries that a config replaces whole, since it names their classes.
+
+    jsonargparse keeps the arguments of the class before where both share a name: SGD's rate would become Adam's.
+    """
+    return [
+        key
         for key in ("optimizer", "lr_scheduler")
         if isinstance(content.get(key), dict) and "class_path" in content[key]
     ]
-    return [*cleared, ("--config", str(path))]
+
+
+def option_text(value: Any) -> str:
+    """A plain value as the parser reads it; a text goes as it is: within quotes a choice of texts would not know it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _expand_model(value: str) -> list[tuple[str, str | None]]:
@@ -292,11 +301,7 @@ def _family(family: str, arguments: dict[str, Any]) -> list[tuple[str, str | Non
     own = {parameter.name: parameter.default for parameter in parameters if parameter.name != "num_classes"}
     return [
         ("--model", CLASSIFIER_NAMES[family]),
-        # A text goes as it is: within quotes a choice of texts would not know it.
-        *(
-            (f"--model.{name}", given if isinstance(given, str) else json.dumps(given))
-            for name, given in {**own, **arguments}.items()
-        ),
+        *((f"--model.{name}", option_text(given)) for name, given in {**own, **arguments}.items()),
     ]
 
 

@@ -19,20 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from hps_lightning.callbacks import (
-    Benchmark,
-    BestCheckpoint,
-    Dashboard,
-    EpochLines,
-    Export,
-    Guards,
-    LastCheckpoint,
-    Predictions,
-    Report,
-    Resume,
-    Summary,
-    WeightsCheckpoint,
-)
+from hps_lightning.callbacks import CALLBACK_OPTIONS, EpochLines, Report, Resume, Summary, WeightsCheckpoint
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoints, use_safe_checkpoints
 from hps_lightning.cli.from_checkpoint import check_classes, check_length, check_optimization, start_from
 from hps_lightning.cli.mistakes import explain, missing_value, passed_on
@@ -124,14 +111,8 @@ class HPSCLI(LightningCLI):
         parser.link_arguments(
             "data.dataset", "model.init_args.num_classes", compute_fn=lambda name: len(DATASETS[name].classes)
         )
-        # First, so that nothing else sees a training that has diverged.
-        parser.add_lightning_class_args(Guards, "guards")
-        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.add_lightning_class_args(Benchmark, "benchmark")
-        parser.add_lightning_class_args(Export, "export")
-        parser.add_lightning_class_args(Predictions, "predictions")
-        parser.add_lightning_class_args(Dashboard, "dashboard")
+        for name, callback in CALLBACK_OPTIONS.items():
+            parser.add_lightning_class_args(callback, name)
         parser.add_argument(
             "--init_weights",
             type=str | None,

@@ -19,7 +19,6 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 
 from hps_lightning import callbacks
-from hps_lightning.callbacks import Benchmark, BestCheckpoint, Dashboard, Export, Guards, LastCheckpoint, Predictions
 from hps_lightning.checkpoint_scan import unplain
 from hps_lightning.cli.arguments import option_values
 from hps_lightning.data import ImageDataModule
@@ -52,17 +51,7 @@ _LIGHTNING = {
 }
 """Lightning's classes that a run's config may name: those whose plain arguments make them run nothing else."""
 
-_GROUPS: dict[str, type] = {
-    "trainer": Trainer,
-    "data": ImageDataModule,
-    "guards": Guards,
-    "best_checkpoint": BestCheckpoint,
-    "last_checkpoint": LastCheckpoint,
-    "benchmark": Benchmark,
-    "export": Export,
-    "predictions": Predictions,
-    "dashboard": Dashboard,
-}
+_GROUPS: dict[str, type] = {"trainer": Trainer, "data": ImageDataModule, **callbacks.CALLBACK_OPTIONS}
 _SPECS = ("model", "optimizer", "lr_scheduler")
 _VALUES = ("seed_everything", "init_weights", "ckpt_path", "weights_only", "verbose", "return_predictions")
 

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from hps_lightning.errors import UserError
-from hps_lightning.files import remove_leftovers, replaced_whole
+from hps_lightning.files import remove_leftovers, write_text
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -38,7 +38,6 @@ class SaveFitConfig(SaveConfigCallback):
         try:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(Path(self._path).parent)
-            with replaced_whole(Path(self._path)) as aside:
-                aside.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            write_text(Path(self._path), self.parser.dump(self.config, skip_none=False))
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror or error}.") from error

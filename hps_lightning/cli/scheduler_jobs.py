@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hps_lightning.cli.runs import Run
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import write_text
 
 JOB_FILE = "job.json"
 
@@ -136,8 +136,7 @@ class JobRecord(Callback):
         if folder is None or "://" in folder or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with replaced_whole(Path(folder, JOB_FILE)) as aside:
-            aside.write_text(json.dumps(self.job._described(self.command)) + "\n", encoding="utf-8")
+        write_text(Path(folder, JOB_FILE), json.dumps(self.job._described(self.command)) + "\n")
 
 
 def meet_anew() -> dist.Store | None:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import write_text
 
 try:
     import fcntl
@@ -188,10 +188,9 @@ class SeedGroup:
         }
         path = self.directory / GROUP_FILE
         try:
-            with replaced_whole(path) as aside:
-                aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}") from error
+            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from hps_lightning.errors import UserError
 
-IMAGE_SIZE = 32
+IMAGE_SIDE = 32
 SPLITS = ("train", "test")
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -116,7 +116,6 @@ class ArchiveSource:
         label_key: The key of the class indices in a batch.
         meta_file: The file of class names. torchvision wants it; this package does not read it.
         meta_key: The key of the class names in ``meta_file``.
-        meta_md5: MD5 of ``meta_file``.
     """
 
     url: str
@@ -128,7 +127,6 @@ class ArchiveSource:
     label_key: str
     meta_file: str
     meta_key: str
-    meta_md5: str
 
     def batches(self, split: str) -> tuple[tuple[str, str], ...]:
         """(file name, MD5) of each batch of a split ("train" or "test"), in order."""
@@ -221,7 +219,6 @@ DATASETS: dict[str, DatasetInfo] = {
             label_key="labels",
             meta_file="batches.meta",
             meta_key="label_names",
-            meta_md5="5ff9c542aee3614f3951f8cda6e48888",
         ),
     ),
     "cifar100": DatasetInfo(
@@ -250,7 +247,6 @@ DATASETS: dict[str, DatasetInfo] = {
             label_key="fine_labels",
             meta_file="meta",
             meta_key="fine_label_names",
-            meta_md5="7973b15100ade9c7d40fb424638fde48",
         ),
     ),
     "digits": DatasetInfo(

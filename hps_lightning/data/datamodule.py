@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from hps_lightning.data.augmentation import Augmentation
 from hps_lightning.data.batches import BatchSampler, ImageBatches
-from hps_lightning.data.catalog import dataset_info
+from hps_lightning.data.catalog import IMAGE_SIDE, dataset_info
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.photos import Photos
 from hps_lightning.data.readers import load_images
-from hps_lightning.data.splits import DESCRIPTIONS, Protocol, stratified_holdout
+from hps_lightning.data.splits import Protocol, stratified_holdout
 from hps_lightning.errors import UserError
 
 # Each is a process; a slip of the finger must not take the machine down.
@@ -62,8 +62,8 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.info = dataset_info(dataset)
-        if protocol not in DESCRIPTIONS:
-            raise UserError(f"data.protocol must be one of {', '.join(DESCRIPTIONS)}, got {protocol!r}.")
+        if protocol not in get_args(Protocol):
+            raise UserError(f"data.protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}.")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -120,7 +120,7 @@ class ImageDataModule(LightningDataModule):
             "classes": list(self.info.classes),
             "mean": list(self.info.mean),
             "std": list(self.info.std),
-            "image_size": [3, 32, 32],
+            "image_size": [3, IMAGE_SIDE, IMAGE_SIDE],
             "protocol": self.protocol,
         }
 

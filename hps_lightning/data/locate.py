@@ -10,8 +10,6 @@ from hps_lightning.data.catalog import DatasetInfo, Location, dataset_info
 from hps_lightning.data.download import DownloadError, download_dataset
 from hps_lightning.errors import UserError
 
-__all__ = ["Location", "find_dataset"]
-
 ROOT_OPTION = "--data.root"
 DATA_DIR_VARIABLE = "HPS_DATA_DIR"
 _CACHE = f"the cache; neither {ROOT_OPTION} nor {DATA_DIR_VARIABLE} is set"

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from hps_lightning.cache import cache_dir
-from hps_lightning.data.catalog import IMAGE_SIZE, SPLITS, DatasetInfo, dataset_info
+from hps_lightning.data.catalog import IMAGE_SIDE, SPLITS, DatasetInfo, dataset_info
 from hps_lightning.data.checksums import digest, stated_sha256
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
@@ -27,7 +27,7 @@ from hps_lightning.files import replaced_whole
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
+_IMAGE_SHAPE = (3, IMAGE_SIDE, IMAGE_SIDE)
 _DIGITS_SEED = 0
 _DIGITS_TEST_FRACTION = 0.2
 
@@ -162,7 +162,7 @@ def _decode_image(info: DatasetInfo, path: Path, row: int, encoded: bytes | None
     """Decode one image: uint8, 3 x 32 x 32."""
     try:
         image = Image.open(io.BytesIO(encoded or b""), formats=("PNG", "WEBP", "JPEG"))
-        if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "RGB":
+        if image.size != (IMAGE_SIDE, IMAGE_SIDE) or image.mode != "RGB":
             width, height = image.size
             raise _damaged(info, path, f"image {row} is {width}x{height} {image.mode}, not 32x32 RGB")
         return np.asarray(image).transpose(2, 0, 1)
@@ -313,7 +313,7 @@ def _read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     rows = _digits_rows(digits.target, split)
     # Each of the 8 x 8 values 0..16 becomes a square of 4 x 4 pixels, the same in each channel.
     grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
-    factor = IMAGE_SIZE // grey.shape[-1]
+    factor = IMAGE_SIDE // grey.shape[-1]
     grey = grey.repeat(factor, axis=1).repeat(factor, axis=2)
     return np.repeat(grey[:, np.newaxis], 3, axis=1), digits.target[rows].astype(np.int64)
 

@@ -1,7 +1,7 @@
 """Protocols: which images train, which validate, which test."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,15 +9,12 @@ from torch import Tensor
 from hps_lightning.errors import UserError
 
 Protocol = Literal["holdout", "full", "paper"]
+"""Which images a training may see.
 
-DESCRIPTIONS: dict[str, str] = {
-    "holdout": "a seeded, stratified part of the training images validates; the test images are left to `hps test`",
-    "full": "all training images train; nothing validates; the test images are left to `hps test`",
-    "paper": "all training images train; the test images validate, as in the paper",
-}
-"""What each protocol means, in one line."""
-
-assert set(DESCRIPTIONS) == set(get_args(Protocol))
+holdout: a seeded, stratified part of the training images validates; the test images are left to `hps test`.
+full: all training images train; nothing validates; the test images are left to `hps test`.
+paper: all training images train; the test images validate, as in the paper.
+"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hps_lightning.cli.arguments import find_config, read_config
+from hps_lightning.cli.arguments import find_config, option_text, read_config, replaced_whole_by
 from hps_lightning.errors import UserError
 from hps_lightning.explore.pruning import PRUNERS, Pruning
 from hps_lightning.explore.quantities import ERROR, QUANTITIES
@@ -164,22 +164,12 @@ def _base(base: Any) -> list[str]:
 def _config_tokens(name: str) -> list[str]:
     # By its content: another machine may have other configs under the same name, or elsewhere.
     content = read_config(find_config(name))
-    # A config that names a class replaces the whole entry, as `hps fit --config` has it.
-    cleared = [
-        f"--{key}=null"
-        for key in ("optimizer", "lr_scheduler")
-        if isinstance(content.get(key), dict) and "class_path" in content[key]
-    ]
-    return [*cleared, f"--config={json.dumps(content)}"]
+    return [*(f"--{key}=null" for key in replaced_whole_by(content)), f"--config={json.dumps(content)}"]
 
 
 def option_tokens(options: Mapping[str, Any]) -> list[str]:
     """Options of `hps fit`, by name without dashes, as arguments."""
-    return [
-        # A text goes as it is: within quotes a choice of texts would not know it.
-        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in options.items()
-    ]
+    return [f"--{name}={option_text(value)}" for name, value in options.items()]
 
 
 def _pruning(given: Any, objectives: list[str]) -> Pruning:

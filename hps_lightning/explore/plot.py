@@ -79,7 +79,7 @@ def write_plot(
             with replaced_whole(path) as aside:
                 figure.savefig(aside, format=path.suffix[1:], dpi=150)
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _panel(

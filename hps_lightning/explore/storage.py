@@ -25,11 +25,11 @@ STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
 HEARTBEAT_S = 30
 """Seconds between two signs of life of a worker, if not given."""
 
+GRACE = 4
+"""How many signs of life in a row have to be missing for a worker to be taken for dead."""
+
 WORKER = "worker"
 """The attribute of a trial that says who trains it, from when it gives signs of life."""
-
-GRACE = 4
-"""After how many of them without a sign a worker is taken for dead."""
 
 _NO_URL = (
     "The storage's URL cannot be read; it is sqlite:///FILE, journal:///FILE or "

@@ -32,7 +32,7 @@ from hps_lightning.explore.storage import (
     storage_down,
     without_password,
 )
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import write_text
 
 RECORD_KEY = "hps_lightning"
 """The attribute of a study that says what it explores."""
@@ -191,8 +191,7 @@ def claim_folder(folder: Path, record: dict[str, Any]) -> None:
                 )
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(path) as aside:
-            aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=2) + "\n")
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     except OSError as error:

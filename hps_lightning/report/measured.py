@@ -1,11 +1,14 @@
 """What we measured: the published networks, and the result files of the benchmarks."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hps_lightning.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,18 @@ def times_to_accuracy(results: Path) -> list[TimeToAccuracy]:
     return [result for result in found if result is not None]
 
 
-def _read(path: Path, read: Any) -> Any:
+def _read(path: Path, read: Callable[[Path, Any], T]) -> T:
+    return read_result(path, lambda path: read(path, json.loads(path.read_text(encoding="utf-8"))))
+
+
+def read_result(path: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of a file or folder.
+
+    Raises:
+        UserError: it holds something else.
+    """
     try:
-        return read(path, json.loads(path.read_text(encoding="utf-8")))
+        return read(path)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no result that a report can be made of: {type(error).__name__}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Tables 1 to 4 row by row: what is printed, what computation says, and what was measured here."""
+"""The rows of `reproduction` as tables, in Markdown and CSV."""
 
 import csv
 import io

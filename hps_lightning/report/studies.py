@@ -1,23 +1,19 @@
 """What our studies found: optimizers, activations in place, explorations of the design space."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any
 
-from hps_lightning.errors import UserError
 from hps_lightning.explore.front import Row, rows_from_csv
-from hps_lightning.report.measured import hardware_words
+from hps_lightning.report.measured import hardware_words, read_result
 
 EXPLORATIONS = "exploration-*"
 """Folders below the results, each with what `hps explore` leaves of a study."""
 
 SUGGESTED = ("SGD with Nesterov", "step")
 """What a study calls the optimizer that the paper suggests (section 8), and its schedule (section 7.1.2)."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def optimizer_study(path: Path) -> OptimizerStudy:
             source=path.name,
         )
 
-    return _read(path, read)
+    return read_result(path, read)
 
 
 def kept_memory(results: Path) -> list[KeptMemory]:
@@ -146,7 +142,7 @@ def kept_memory(results: Path) -> list[KeptMemory]:
         kept = tuple({name: one[name] for name in names} for one in facts["kept"])
         return KeptMemory(facts["model"], facts["batch_size"], kept, path.name)
 
-    return [_read(path, read) for path in sorted(results.glob("activation_memory-*.json"))]
+    return [read_result(path, read) for path in sorted(results.glob("activation_memory-*.json"))]
 
 
 def explorations(results: Path) -> list[Exploration]:
@@ -162,11 +158,4 @@ def explorations(results: Path) -> list[Exploration]:
         name = folder.name.removeprefix(EXPLORATIONS.rstrip("*"))
         return Exploration(name, tuple(record["objectives"]), dict(record["limits"]), tuple(rows), folder.name)
 
-    return [_read(folder, read) for folder in sorted(results.glob(EXPLORATIONS)) if folder.is_dir()]
-
-
-def _read(path: Path, read: Callable[[Path], T]) -> T:
-    try:
-        return read(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no result that a report can be made of: {type(error).__name__}: {error}") from error
+    return [read_result(folder, read) for folder in sorted(results.glob(EXPLORATIONS)) if folder.is_dir()]

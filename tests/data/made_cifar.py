@@ -77,7 +77,7 @@ def made_dataset(name: str = "cifar10", train_size: int = 20, test_size: int = 8
         files = _batches(info, split, images[split], labels[split])
         checksums[f"{split}_batches"] = tuple((file, md5(content)) for file, content in files.items())
     made = MadeDataset(replace(info, archive=replace(info.archive, **checksums)), images, labels)
-    archive = replace(made.info.archive, md5=md5(made.archive()), meta_md5=md5(meta_bytes(info)))
+    archive = replace(made.info.archive, md5=md5(made.archive()))
     return replace(made, info=replace(made.info, archive=archive))
 
 

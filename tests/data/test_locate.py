@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from hps_lightning.data.catalog import dataset_info
+from hps_lightning.data.catalog import Location, dataset_info
 from hps_lightning.data.download import DownloadError
-from hps_lightning.data.locate import Location, find_dataset
+from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
 
 
