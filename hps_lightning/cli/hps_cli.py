@@ -21,11 +21,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.callbacks import CALLBACK_OPTIONS, EpochLines, Report, Resume, Summary, WeightsCheckpoint
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoints, use_safe_checkpoints
-from hps_lightning.cli.from_checkpoint import check_classes, check_length, check_optimization, start_from
+from hps_lightning.cli.from_checkpoint import load_initial_weights
 from hps_lightning.cli.mistakes import explain, missing_value, passed_on
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.precision import fast_precision
-from hps_lightning.cli.preflight import check_folders, check_recipe, check_trainer
+from hps_lightning.cli.preflight import (
+    check_classes,
+    check_folders,
+    check_length,
+    check_optimization,
+    check_recipe,
+    check_trainer_arguments,
+)
 from hps_lightning.cli.ranks import EndTogether, watch
 from hps_lightning.cli.runs import RUNS, Run, run_name
 from hps_lightning.cli.saved_config import SaveFitConfig
@@ -150,7 +157,7 @@ class HPSCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put a checkpoint's hyper-parameters over what the user typed, without
-        # a word. Ours are in the arguments already: see `restore`.
+        # a word. Ours are in the arguments already: see `with_checkpoint`.
         pass
 
     def instantiate_classes(self) -> None:
@@ -179,7 +186,7 @@ class HPSCLI(LightningCLI):
         """Decides what depends on the whole config: precision, logger, callbacks."""
         config = self.config[self.subcommand]
         trainer = config.trainer
-        check_trainer(trainer)
+        check_trainer_arguments(trainer)
         if self.record is not None:
             check_classes(self.record, config.data.dataset)
         if trainer.precision is None:
@@ -244,7 +251,7 @@ class HPSCLI(LightningCLI):
             check_length(self.record, self.model, self.trainer.max_epochs)
         # A training that goes on has left behind what it began from; its config remembers it.
         if path is not None and not self._get(self.config, "ckpt_path"):
-            start_from(self.model, path)
+            load_initial_weights(self.model, path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a training whose checkpoints could not be written says last where they are."""

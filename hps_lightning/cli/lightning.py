@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.cli.arguments import expand, option_values, with_recipe
 from hps_lightning.cli.damaged_checkpoints import open_or_replace
-from hps_lightning.cli.from_checkpoint import restore
+from hps_lightning.cli.from_checkpoint import with_checkpoint
 from hps_lightning.cli.hps_cli import HPSCLI, TrainingPlan
 from hps_lightning.cli.ranks import ending_together
 from hps_lightning.cli.runs import NEWEST, Run
@@ -36,7 +36,7 @@ def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[R
         UserError: the run's checkpoints are all damaged.
     """
     # Only the whole config tells where the job's runs lie.
-    logger = TrainingPlan(["fit", *restore("fit", tokens)[0]], None, None).config.fit.trainer.logger
+    logger = TrainingPlan(["fit", *with_checkpoint("fit", tokens)[0]], None, None).config.fit.trainer.logger
     if not isinstance(logger, jsonargparse.Namespace) or not logger.class_path.endswith("TensorBoardLogger"):
         return None, None
     run = job.find_run(Path(logger.init_args.save_dir, logger.init_args.name), command)
@@ -86,7 +86,7 @@ def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, 
             # The run's config has the rest; an option that adds to a list would add again.
             tokens = [f"--ckpt_path={checkpoint}"]
         cli = partial(cli, callbacks=[JobRecord(job, argv, checkpoint)])
-    tokens, record, run = restore(command, tokens, typed)
+    tokens, record, run = with_checkpoint(command, tokens, typed)
     try:
         with ending_together():
             return cli([command, *tokens], record, run or begun)

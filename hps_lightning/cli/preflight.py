@@ -1,5 +1,8 @@
-"""A training's mistakes, found before it has left anything on the disk."""
+"""What a command would stumble over later, found before it has left anything on the disk."""
 
+import inspect
+import json
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,19 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulation
 from lightning.pytorch.plugins import MixedPrecision
 
 from hps_lightning.callbacks import BestCheckpoint, Distillation
-from hps_lightning.data import ImageDataModule
+from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError
 from hps_lightning.files import check_writable
 from hps_lightning.modules import ImageClassifier, check_trainable
-from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule
+from hps_lightning.optim import (
+    PAPER_OPTIMIZER,
+    TrainingLength,
+    build_optimizer,
+    build_schedule,
+    optimizer_class,
+    schedule_class,
+    spans_training,
+)
 
 _LEAST = {
     "accumulate_grad_batches": 1,
@@ -31,7 +42,7 @@ _MOST_DEVICES = 1024
 _KNOWN_CALLBACKS = ("lightning", "hps_lightning")
 
 
-def check_trainer(trainer: jsonargparse.Namespace) -> None:
+def check_trainer_arguments(trainer: jsonargparse.Namespace) -> None:
     """Refuses arguments of the Trainer that it would take unseen, or that leave no checkpoints.
 
     Args:
@@ -152,3 +163,94 @@ def check_folders(trainer: Trainer) -> None:
                 f"The run's folder {folder} cannot be made or written: {error.strerror or error}. Make room, or "
                 "choose another place for all runs: --trainer.default_root_dir DIRECTORY."
             ) from error
+
+
+def check_classes(record: dict[str, Any], dataset: str) -> None:
+    """Refuses a data set with another number of classes than a checkpoint's network.
+
+    Args:
+        record: that of the checkpoint.
+        dataset: a name of ``hps_lightning.data.DATASETS``.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    known, needed = record["model"]["init_args"].get("num_classes"), len(DATASETS[dataset].classes)
+    if known != needed:
+        raise UserError(
+            f"data.dataset {dataset} has {needed} classes, but the checkpoint's network tells {known} apart. "
+            "`hps fit --init_weights` starts a network for other classes from its weights."
+        )
+
+
+def check_length(record: dict[str, Any], model: ImageClassifier, max_epochs: int) -> None:
+    """Refuses to continue a training over another length than its schedule was laid out for.
+
+    Args:
+        record: that of the checkpoint.
+        model: the module that goes on.
+        max_epochs: as the user now has it.
+
+    Raises:
+        UserError: the schedule spans the whole training, and the lengths differ.
+    """
+    planned = record.get("max_epochs")
+    spec = model.lr_scheduler_spec
+    if planned == max_epochs or not spec or not spans_training(spec):
+        return
+    raise UserError(
+        f"The training was laid out for {planned} epochs and its {spec['class_path'].rsplit('.', 1)[-1]} ends there, "
+        f"so that it cannot go on to {max_epochs}. Start another from its weights: --init_weights instead of "
+        "--ckpt_path."
+    )
+
+
+def check_optimization(record: dict[str, Any], model: ImageClassifier) -> None:
+    """Refuses another optimizer or schedule than the training that is continued has.
+
+    Its state comes from the checkpoint, rates and momenta too, so that others would be ignored, or not fit it.
+
+    Args:
+        record: that of the checkpoint.
+        model: the module that goes on.
+
+    Raises:
+        UserError: the class or an argument is another.
+    """
+    known = record["model"]["init_args"]
+    for name, find, own, none in (
+        ("optimizer", optimizer_class, model.optimizer_spec or PAPER_OPTIMIZER, PAPER_OPTIMIZER),
+        ("lr_scheduler", schedule_class, model.lr_scheduler_spec, None),
+    ):
+        # Whoever made the checkpoint may have put anything there.
+        begun = known[name] if isinstance(known.get(name), Mapping) else none
+        change = _change(name, find, begun, own)
+        if change is not None:
+            raise UserError(
+                f"{change}: a training goes on with the optimizer and the schedule that it began with. To train in "
+                "another way from its weights, use --init_weights instead of --ckpt_path."
+            )
+
+
+def _change(name: str, find: Callable[[str], type], begun: Any, own: Any) -> str | None:
+    """What differs between two specifications of a class, as an option and the checkpoint's value."""
+    classes = [None if spec is None else find(spec.get("class_path")) for spec in (begun, own)]
+    if classes[0] is not classes[1]:
+        was, now = ("null" if found is None else found.__name__ for found in classes)
+        return f"--{name} {now} in place of the checkpoint's {was}"
+    if own is None:
+        return None
+    parameters = inspect.signature(classes[1]).parameters
+    was, now = (_plain(dict(spec.get("init_args") or {})) for spec in (begun, own))
+    for key in sorted(was.keys() | now.keys()):
+        # A version of torch may have an argument more than the one before it.
+        default = _plain(parameters[key].default) if key in parameters else None
+        values = was.get(key, default), now.get(key, default)
+        if values[0] != values[1]:
+            return f"--{name}.{key} {json.dumps(values[1])} in place of the checkpoint's {json.dumps(values[0])}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, which knows no tuples."""
+    return json.loads(json.dumps(value, default=str))

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from hps_lightning.cli.from_checkpoint import reachable_root, start_from
+from hps_lightning.cli.from_checkpoint import load_initial_weights, reachable_root
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, HPSClassifier, SqueezeNetClassifier
 from tests.cli.conftest import TINY
@@ -22,7 +22,7 @@ def test_weights_of_another_family_start_nothing(tmp_path):
     other = SqueezeNetClassifier(num_classes=3)
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(UserError, match="no layer fits the network SqueezeNetClassifier"):
-        start_from(other, str(tmp_path / "hps.ckpt"))
+        load_initial_weights(other, str(tmp_path / "hps.ckpt"))
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 

@@ -13,7 +13,7 @@ import yaml
 from hps_lightning import pretrained
 from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import SafeCheckpointIO
-from hps_lightning.cli.from_checkpoint import start_from
+from hps_lightning.cli.from_checkpoint import load_initial_weights
 from hps_lightning.cli.run_config import own_words, read_run_config
 from hps_lightning.errors import UserError
 from hps_lightning.explore.best import write_config
@@ -116,7 +116,7 @@ READERS = {
     "read_checkpoint": read_checkpoint,
     "load_classifier": load_classifier,
     "save_weights": lambda path: save_weights(path, path.with_name("slim.ckpt")),
-    "fit --init_weights": lambda path: start_from(HPSClassifier(**ARGUMENTS), str(path)),
+    "fit --init_weights": lambda path: load_initial_weights(HPSClassifier(**ARGUMENTS), str(path)),
     "Lightning's resume": lambda path: SafeCheckpointIO().load_checkpoint(path, weights_only=False),
 }
 
