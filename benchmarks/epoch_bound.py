@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hps_lightning import zoo
-from hps_lightning.cli.precision import fast_precision
 from hps_lightning.data import DATASETS
 from hps_lightning.engine import FusedTraining, keep_freed_memory
 from hps_lightning.engine.fused import normalise, normalise_backward
@@ -30,6 +29,7 @@ from hps_lightning.errors import UserError
 from hps_lightning.files import write_json
 from hps_lightning.machine import hardware, versions
 from hps_lightning.optim.build import PAPER_OPTIMIZER
+from hps_lightning.precision import fast_precision
 
 BATCH_SIZE = 128
 

@@ -29,7 +29,6 @@ from torchvision import transforms
 
 from hps_lightning import zoo
 from hps_lightning.cli.lightning import quieten
-from hps_lightning.cli.precision import fast_precision
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
@@ -37,6 +36,7 @@ from hps_lightning.files import write_json
 from hps_lightning.machine import hardware, peak_resident_bytes, versions
 from hps_lightning.modules import CLASSIFIERS
 from hps_lightning.optim.build import PAPER_OPTIMIZER
+from hps_lightning.precision import fast_precision
 
 BATCH_SIZE = 128
 PARTS = ("data", "forward", "backward", "optimizer", "other")

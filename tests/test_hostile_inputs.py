@@ -16,11 +16,11 @@ from jsonargparse._typehints import ActionTypeHint
 
 from hps_lightning.cli import main
 from hps_lightning.cli.arguments import expand
-from hps_lightning.cli.seed_group import GROUP_FILE, SeedGroup
 from hps_lightning.errors import UserError
 from hps_lightning.explore.config import option_tokens, read_exploration
 from hps_lightning.explore.space import Corner
 from hps_lightning.report.curves import read_run
+from hps_lightning.seed_group import GROUP_FILE, SeedGroup
 from hps_lightning.yaml_files import read_yaml
 from tests.hostile import CONFIGS, read, spoiled, spoiled_line, spoiled_text, written
 from tests.prepared import Prepared, prepare

@@ -8,18 +8,16 @@ arguments, so that order and precedence stay the user's.
 import contextlib
 import inspect
 import json
-import re
 from collections.abc import Iterable
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hps_lightning import zoo
+from hps_lightning.config_files import checked_config, find_config, read_config, replaced_whole_by
 from hps_lightning.errors import UserError
-from hps_lightning.names import did_you_mean, no_name, no_network
-from hps_lightning.yaml_files import check_structure, parse_yaml, read_yaml
+from hps_lightning.names import no_name, no_network
+from hps_lightning.yaml_files import check_structure, parse_yaml
 
 OPTIMIZER_CONFIGS: dict[str, str] = {
     "SGD": "sgd",
@@ -76,32 +74,6 @@ _PATHS = ("--ckpt_path", "--init_weights")
 def is_null(text: str | None) -> bool:
     """Whether an option is not given, or given as what people write for nothing."""
     return text in (None, "null", "none", "None")
-
-
-def config_dirs() -> list[Path]:
-    """The folders in which a config is looked up, in this order."""
-    return [Path(), Path("configs"), Path(str(resources.files("hps_lightning.configs")))]
-
-
-def find_config(name: str) -> Path:
-    """The config that ``name`` stands for: a path, or a name below one of :func:`config_dirs`.
-
-    Raises:
-        UserError: there is none; the message lists what there is.
-    """
-    names = [name] if name.endswith((".yaml", ".yml", ".json")) else [name, f"{name}.yaml"]
-    for folder in config_dirs():
-        for candidate in names:
-            # A name may be too long, or no name at all.
-            with contextlib.suppress(OSError, ValueError):
-                if (folder / candidate).is_file():
-                    return folder / candidate
-    installed = config_dirs()[-1]
-    known = sorted(path.relative_to(installed).as_posix() for path in installed.rglob("*.yaml"))
-    raise UserError(
-        f"There is no config {name!r:.200} in {Path.cwd()}, in its configs/, or among the installed ones."
-        f"{did_you_mean(name, known)} Installed: {', '.join(known)}."
-    )
 
 
 def option_values(tokens: list[str]) -> Iterable[tuple[str, str | None]]:
@@ -218,63 +190,12 @@ def _images(value: str) -> list[Any]:
     return [value]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """What a config holds.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than keys with values.
-    """
-    return _checked_config(read_yaml(path), str(path))
-
-
-def _checked_config(content: Any, source: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        holds = "is empty" if content is None else f"holds {content!r:.60}"
-        raise UserError(f"{source}: a config must hold keys with values, such as `model:`; it {holds}.")
-    if "config" in content:
-        raise UserError(
-            f"{source}: a config has no `config`; give several, one after the other: --config A --config B."
-        )
-    bad = _bad_key(content)
-    if bad is not None:
-        raise UserError(f"{source}: a key must be a text without spaces, got {bad!r:.60}.")
-    return content
-
-
-def _bad_key(content: Any) -> Any:
-    """The first key at any depth that is no name; None if there is none."""
-    if isinstance(content, list):
-        return next(filter(lambda bad: bad is not None, map(_bad_key, content)), None)
-    if not isinstance(content, dict):
-        return None
-    for key, value in content.items():
-        # The parser takes dots for levels.
-        if not isinstance(key, str) or not all(key.split(".")) or re.search(r"\s", key):
-            return str(key) if key is None else key
-        bad = _bad_key(value)
-        if bad is not None:
-            return bad
-    return None
-
-
 def _expand_config(value: str) -> list[tuple[str, str | None]]:
     if value.lstrip().startswith("{"):
-        _checked_config(parse_yaml(value, "--config"), "--config")
+        checked_config(parse_yaml(value, "--config"), "--config")
         return [("--config", value)]
     path = find_config(value)
     return [*((f"--{key}", "null") for key in replaced_whole_by(read_config(path))), ("--config", str(path))]
-
-
-def replaced_whole_by(content: dict[str, Any]) -> list[str]:
-    """The entries that a config replaces whole, since it names their classes.
-
-    jsonargparse keeps the arguments of the class before where both share a name: SGD's rate would become Adam's.
-    """
-    return [
-        key
-        for key in ("optimizer", "lr_scheduler")
-        if isinstance(content.get(key), dict) and "class_path" in content[key]
-    ]
 
 
 def option_text(value: Any) -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from hps_lightning.checkpoint import DamagedCheckpointError, read_checkpoint
-from hps_lightning.cli.runs import NEWEST, resolve_checkpoint
 from hps_lightning.errors import UserError, say_trouble
 from hps_lightning.modules import RECORD_KEY
+from hps_lightning.runs import NEWEST, resolve_checkpoint
 
 Opened = tuple[Path, dict[str, Any]]
 """A checkpoint's path and what :func:`read_checkpoint` gives of it."""

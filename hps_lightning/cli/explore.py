@@ -15,7 +15,6 @@ from rich.console import Console
 
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.parser import OneLineParser
-from hps_lightning.cli.runs import RUNS
 from hps_lightning.errors import UserError
 from hps_lightning.explore.config import Exploration, parse_limits, read_exploration
 from hps_lightning.explore.front import (
@@ -32,6 +31,7 @@ from hps_lightning.explore.front import (
 from hps_lightning.explore.storage import HEARTBEAT_S, STORAGE_ERRORS, default_url, is_file, storage_down
 from hps_lightning.explore.study import claim_folder, close_study, find_study, open_study, study_record
 from hps_lightning.explore.worker import Worker, write_options
+from hps_lightning.runs import RUNS
 
 _INTERRUPTED = 130
 """What shells take for the end by Ctrl+C."""

@@ -25,10 +25,10 @@ from hps_lightning.checkpoint import load_classifier
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint
 from hps_lightning.cli.from_checkpoint import reachable_root
 from hps_lightning.cli.parser import OneLineParser
-from hps_lightning.cli.runs import RUNS
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
+from hps_lightning.runs import RUNS
 
 FORMATS = ("pytorch", "onnx", "int8")
 """What `--formats` takes; PyTorch's is always written, since the block runs it."""

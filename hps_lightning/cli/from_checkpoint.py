@@ -10,9 +10,9 @@ from hps_lightning.checkpoint import check_network, classifier_class, read_check
 from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint
 from hps_lightning.cli.run_config import foreign, own_words, read_run_config
-from hps_lightning.cli.runs import RUNS, Run, run_of
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier
+from hps_lightning.runs import RUNS, Run, run_of
 
 
 def with_checkpoint(

@@ -24,7 +24,6 @@ from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoi
 from hps_lightning.cli.from_checkpoint import load_initial_weights
 from hps_lightning.cli.mistakes import explain, missing_value, passed_on
 from hps_lightning.cli.output import steady_output
-from hps_lightning.cli.precision import fast_precision
 from hps_lightning.cli.preflight import (
     check_classes,
     check_folders,
@@ -34,7 +33,6 @@ from hps_lightning.cli.preflight import (
     check_trainer_arguments,
 )
 from hps_lightning.cli.ranks import EndTogether, watch
-from hps_lightning.cli.runs import RUNS, Run, run_name
 from hps_lightning.cli.saved_config import SaveFitConfig
 from hps_lightning.cli.scheduler_jobs import meet_anew
 from hps_lightning.data import DATASETS, ImageDataModule
@@ -42,6 +40,8 @@ from hps_lightning.errors import UserError, say_trouble
 from hps_lightning.event_log import SteadyTensorBoardLogger
 from hps_lightning.modules import CLASSIFIERS, ImageClassifier
 from hps_lightning.optim import PAPER_OPTIMIZER, LRSchedule
+from hps_lightning.precision import fast_precision
+from hps_lightning.runs import RUNS, Run, run_name
 
 # What jsonargparse lets through of what its own parts raise on values that they do not expect.
 _PARSER_ERRORS = (

@@ -16,9 +16,9 @@ from hps_lightning.cli.damaged_checkpoints import open_or_replace
 from hps_lightning.cli.from_checkpoint import with_checkpoint
 from hps_lightning.cli.hps_cli import HPSCLI, TrainingPlan
 from hps_lightning.cli.ranks import ending_together
-from hps_lightning.cli.runs import NEWEST, Run
 from hps_lightning.cli.scheduler_jobs import Job, JobRecord
 from hps_lightning.errors import UserError
+from hps_lightning.runs import NEWEST, Run
 
 
 def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[Run | None, Path | None]:

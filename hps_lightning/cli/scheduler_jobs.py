@@ -17,9 +17,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hps_lightning.cli.runs import Run
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
+from hps_lightning.runs import Run
 
 JOB_FILE = "job.json"
 

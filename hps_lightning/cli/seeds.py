@@ -26,9 +26,9 @@ from hps_lightning.cli.arguments import is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_or_replace
 from hps_lightning.cli.hps_cli import TrainingPlan
 from hps_lightning.cli.lightning import run_cli, run_lightning
-from hps_lightning.cli.seed_group import GROUP_FILE, Figures, SeedGroup, finite, summarise
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
+from hps_lightning.seed_group import GROUP_FILE, Figures, SeedGroup, finite, summarise
 
 EPOCH_SECONDS = "time/epoch_seconds"
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hps_lightning.cli.arguments import find_config, option_text, read_config, replaced_whole_by
+from hps_lightning.cli.arguments import option_text
+from hps_lightning.config_files import find_config, read_config, replaced_whole_by
 from hps_lightning.errors import UserError
 from hps_lightning.explore.pruning import PRUNERS, Pruning
 from hps_lightning.explore.quantities import ERROR, QUANTITIES

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hps_lightning.cli.runs import run_of
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
+from hps_lightning.runs import run_of
 from hps_lightning.yaml_files import read_yaml
 
 METRICS = ("accuracy", "loss")

@@ -2,7 +2,7 @@ import pytest
 
 from hps_lightning import zoo
 from hps_lightning.cli import arguments
-from hps_lightning.cli.arguments import expand, find_config, join_options, option_values, with_recipe
+from hps_lightning.cli.arguments import expand, join_options, option_values, with_recipe
 from hps_lightning.cli.hps_cli import TrainingPlan
 from hps_lightning.cli.lightning import run_cli
 from hps_lightning.errors import UserError
@@ -22,24 +22,6 @@ def test_names_agree_with_what_they_stand_for():
     assert set(CLASSIFIERS) == set(zoo.FAMILIES)
     assert set(arguments.OPTIMIZER_CONFIGS) == set(OPTIMIZERS)
     assert set(arguments.SCHEDULE_CONFIGS) == set(SCHEDULES)
-
-
-def test_config_is_found_here_then_in_configs_then_among_the_installed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    installed = find_config("hps.yaml")
-    assert installed.parent.name == "configs"
-    assert installed.is_absolute()
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "hps.yaml").write_text("model: x")
-    assert find_config("hps.yaml").read_text() == "model: x"
-    (tmp_path / "hps.yaml").write_text("model: y")
-    assert find_config("hps").read_text() == "model: y"
-
-
-def test_unknown_config_names_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"'hsp\.yaml'.*Did you mean hps\.yaml.*quickstart\.yaml"):
-        find_config("hsp.yaml")
 
 
 @pytest.mark.parametrize(

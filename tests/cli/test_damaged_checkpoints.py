@@ -10,9 +10,9 @@ import torch
 from hps_lightning.checkpoint import write_whole
 from hps_lightning.cli import seeds
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint, open_or_replace
-from hps_lightning.cli.seed_group import SeedGroup
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, HPSClassifier
+from hps_lightning.seed_group import SeedGroup
 from tests.cli.conftest import TINY
 
 

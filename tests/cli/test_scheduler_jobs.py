@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hps_lightning.cli.runs import Run
 from hps_lightning.cli.scheduler_jobs import JOB_FILE, Job, JobRecord, meet_anew
 from hps_lightning.errors import UserError
+from hps_lightning.runs import Run
 
 from .conftest import TINY
 

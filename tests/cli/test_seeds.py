@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from hps_lightning.cli import main, seeds
-from hps_lightning.cli.seed_group import SeedGroup
 from hps_lightning.cli.seeds import parse_seeds
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, HPSClassifier
+from hps_lightning.seed_group import SeedGroup
 from tests.cli.conftest import TINY
 
 EPOCHS = 8

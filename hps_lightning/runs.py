@@ -1,6 +1,6 @@
 """Where trainings leave their files: ``runs/NAME/version_N``, with ``checkpoints/`` inside.
 
-Those of several seeds lie together, as ``runs/NAME/seeds_K/seed_S`` (see ``cli.seed_group``).
+Those of several seeds lie together, as ``runs/NAME/seeds_K/seed_S`` (see ``seed_group``).
 """
 
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hps_lightning import zoo
-from hps_lightning.cli.seed_group import GROUP_FILE
 from hps_lightning.errors import UserError
+from hps_lightning.seed_group import GROUP_FILE
 
 RUNS = "runs"
 """The folder of all runs, below the working directory."""

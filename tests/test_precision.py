@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hps_lightning.cli.precision import fast_precision
+from hps_lightning.precision import fast_precision
 
 
 @pytest.mark.parametrize(

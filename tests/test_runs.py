@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from hps_lightning.cli.runs import resolve_checkpoint, run_name, run_of
 from hps_lightning.errors import UserError
+from hps_lightning.runs import resolve_checkpoint, run_name, run_of
 
 
 def make_run(runs, name, version, age, *checkpoints, directory=None):

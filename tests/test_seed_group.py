@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from hps_lightning.cli.seed_group import SeedGroup, finite, summarise
 from hps_lightning.errors import UserError
+from hps_lightning.seed_group import SeedGroup, finite, summarise
 
 CONFIG = "seed_everything: 0\nmodel: {width: 0.5}\n"
 
