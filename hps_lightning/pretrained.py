@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hps_lightning.checkpoint import load_classifier, read_checkpoint
+from hps_lightning.complexity import IMAGE_SIZE
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.photos import read_photo
 from hps_lightning.errors import UserError
@@ -52,13 +53,15 @@ class Pretrained:
         """Normalised images, N x 3 x 32 x 32, of uint8 images of that shape or of one image file.
 
         Raises:
-            UserError: the file cannot be read, or the tensor is no uint8 images.
+            UserError: the file cannot be read, or the tensor is no uint8 images of that size.
         """
         if not isinstance(images, Tensor):
             images = read_photo(Path(images))[None]
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        # Of another size the network would answer as well, and differently.
+        if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SIZE:
             raise UserError(
-                f"preprocess takes uint8 images of N x 3 x H x W, got {images.dtype} of {tuple(images.shape)}."
+                f"preprocess takes uint8 images of N x 3 x 32 x 32, got {images.dtype} of {tuple(images.shape)}; "
+                "resize them, or give the file, which is resized."
             )
         return normalise(images, self.mean, self.std)
 

@@ -82,3 +82,8 @@ def test_images_are_prepared_from_a_file_or_a_tensor(tmp_path):
     assert net.probabilities(tensor).sum().item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="uint8"):
         net.preprocess(torch.zeros(1, 3, 32, 32))
+    for shape in ((1, 3, 224, 224), (1, 3, 1, 1), (1, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(
+            UserError, match=r"takes uint8 images of N x 3 x 32 x 32, got torch\.uint8 of .* resize them"
+        ):
+            net.probabilities(torch.zeros(shape, dtype=torch.uint8))

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from hps_lightning import complexity
 from hps_lightning.bluebox.weights import bare_network
@@ -280,7 +281,7 @@ def _metrics(trainer: Trainer, prefixes: tuple[str, ...]) -> dict[str, float]:
 
 def _network_cost(pl_module: ImageClassifier, record: dict[str, Any]) -> dict[str, Any]:
     # Measured on a copy: what a GPU's weights are saved as differs by a few bytes.
-    network = copy.deepcopy(bare_network(pl_module.network)).cpu()
+    network = _without_synchronisation(copy.deepcopy(bare_network(pl_module.network)).cpu())
     image_size = tuple(record.get("image_size", complexity.IMAGE_SIZE))
     return {
         "parameters": complexity.count_parameters(network),
@@ -290,6 +291,17 @@ def _network_cost(pl_module: ImageClassifier, record: dict[str, Any]) -> dict[st
         "module_bytes": complexity.module_bytes(network),
         "module_and_momentum_bytes": complexity.module_and_momentum_bytes(network),
     }
+
+
+def _without_synchronisation(network: nn.Module) -> nn.Module:
+    """The network with the batch norms that it was built with, whose code is part of the module's file."""
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.SyncBatchNorm):
+                norm = nn.BatchNorm2d(module.num_features, module.eps, module.momentum)
+                norm.load_state_dict(module.state_dict())
+                setattr(parent, name, norm)
+    return network
 
 
 def _epochs_in(path: Path) -> int:

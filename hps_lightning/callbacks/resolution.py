@@ -31,7 +31,8 @@ class ProgressiveResolution(Callback):
         """The part of the sides that an epoch sees; epochs count from 0."""
         # Rounding must not let a whole number fall short of itself.
         step = int(epoch * self.steps / (self.until * max_epochs) + 1e-9)
-        return self.start + (1 - self.start) * min(step, self.steps) / self.steps
+        # Exactly: less by a rounding would let each batch pay for a resize that changes nothing.
+        return 1.0 if step >= self.steps else self.start + (1 - self.start) * step / self.steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a network that has no resolution to change."""

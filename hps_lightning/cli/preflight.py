@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonargparse
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 
 from hps_lightning.callbacks import BestCheckpoint, Distillation
@@ -103,6 +103,11 @@ def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule
     for callback in trainer.callbacks:
         if isinstance(callback, Distillation):
             callback.prepare(model, data)
+        elif isinstance(callback, StochasticWeightAveraging) and _scales_gradients(trainer):
+            raise UserError(
+                f"StochasticWeightAveraging and trainer.precision {trainer.precision} do not go together: the last "
+                "epoch has no gradients that could be scaled. Take bf16-mixed, or EMAWeightAveraging."
+            )
         elif isinstance(callback, DeviceStatsMonitor) and find_spec("psutil") is None:
             cpu_stats = callback._cpu_stats
             if cpu_stats or (cpu_stats is None and trainer.strategy.root_device.type == "cpu"):
@@ -110,6 +115,10 @@ def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule
                     "DeviceStatsMonitor measures a processor with the package psutil, which is not installed: "
                     "pip install psutil, or leave the callback out."
                 )
+
+
+def _scales_gradients(trainer: Trainer) -> bool:
+    return isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
 
 
 def _check_accumulation(trainer: Trainer, model: ImageClassifier, schedule: dict[str, Any]) -> None:

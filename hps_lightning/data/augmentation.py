@@ -19,6 +19,8 @@ Policy = Literal["autoaugment", "randaugment", "trivialaugment", "augmix"]
 
 # Beyond its own side an image has nothing left to show.
 _MOST = {"crop_padding": 32}
+# float32 holds little less, and a Beta distribution nothing of it.
+_LEAST = 1e-6
 
 
 class _AugMix(v2.AugMix):
@@ -97,6 +99,8 @@ class Augmentation:
             value = getattr(self, name)
             if not value >= 0:
                 raise UserError(f"augmentation.{name} must not be negative, got {value!r}.")
+            if 0 < value < _LEAST:
+                raise UserError(f"augmentation.{name} must be 0, or at least {_LEAST:g}, got {value!r}.")
             if value > _MOST.get(name, 1e6):
                 raise UserError(f"augmentation.{name} must be at most {_MOST.get(name, 1e6):g}, got {value!r:.80}.")
         for name in ("random_erasing", "color_jitter"):

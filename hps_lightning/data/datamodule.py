@@ -140,12 +140,15 @@ class ImageDataModule(LightningDataModule):
         """Refuses what would take other batches than those of this module, or empty ones.
 
         Raises:
-            UserError: ``overfit_batches`` is set, or a batch has no image for each of several processes.
+            UserError: ``overfit_batches`` is set, or a batch is not to be shared by several processes alike.
         """
-        if self.batch_size < trainer.world_size:
+        rest = self.batch_size % trainer.world_size
+        if rest:
+            fewer = [str(self.batch_size - rest)] if self.batch_size > rest else []
+            sizes = " or ".join([*fewer, str(self.batch_size - rest + trainer.world_size)])
             raise UserError(
-                f"data.batch_size {self.batch_size} is less than the {trainer.world_size} processes that share each "
-                "batch; every one needs an image."
+                f"data.batch_size {self.batch_size} cannot be shared alike by {trainer.world_size} processes, so that "
+                f"images of each batch would be left out; take {sizes}."
             )
         if trainer.overfit_batches:
             raise UserError(
@@ -187,7 +190,7 @@ class ImageDataModule(LightningDataModule):
         self.train_set = self._batches(images, labels, self.augmentation)
 
     def _load(self, split: str) -> tuple[Tensor, Tensor]:
-        loaded = load_images(self.info.name, split, self.root, self.download)
+        loaded = load_images(self.info, split, self.root, self.download)
         return loaded.images, loaded.labels
 
     def _batches(self, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None) -> ImageBatches:
@@ -197,8 +200,11 @@ class ImageDataModule(LightningDataModule):
 
     def _device(self) -> torch.device:
         """Where the images live: on the GPU that trains, unless workers prepare their batches."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return device if device.type == "cuda" and not self.num_workers else torch.device("cpu")
+        on_gpu = self._trains_on_cuda() and not self.num_workers
+        return self.trainer.strategy.root_device if on_gpu else torch.device("cpu")
+
+    def _trains_on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _loader(self, batches: ImageBatches, batch_size: int, shuffle: bool, **options: Any) -> DataLoader:
         trainer = self.trainer
@@ -219,8 +225,8 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # A loader draws a seed for its workers, which need none; so it does not from the training's generator.
             generator=torch.Generator(),
-            # What lies on the GPU already cannot be pinned.
-            pin_memory=torch.cuda.is_available() and batches.images.device.type == "cpu",
+            # What lies on the GPU already cannot be pinned; pinning takes memory of a GPU that only stands by.
+            pin_memory=torch.cuda.is_available() and self._trains_on_cuda() and batches.images.device.type == "cpu",
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -38,6 +39,7 @@ STALL_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 16
 # Seconds before each attempt to go on where a connection broke.
 _PAUSES = (1, 2, 4, 8, 15, 30)
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 T = TypeVar("T")
 
@@ -98,13 +100,21 @@ def _first_source(info: DatasetInfo, staging: Path, destination: Path, endpoint:
         ready = _from_hub(info, staging, endpoint)
         return Location(_put_in_place(ready, destination / info.name, info.hub.file_names), "parquet")
     except Exception as error:
+        _raise_if_full(info, destination, error)
         hub_reason = f"the Hugging Face hub ({hub_host}): {_in_few_words(error)}"
     try:
         ready = _from_archive(info, staging, hub_reason)
         return Location(_put_in_place(ready, destination / ready.name, info.archive.file_names), "python")
     except Exception as error:
+        _raise_if_full(info, destination, error)
         archive_reason = f"the university's server ({_host(info.archive.url)}): {_in_few_words(error)}"
     raise DownloadError(info.title, (hub_reason, archive_reason))
+
+
+def _raise_if_full(info: DatasetInfo, destination: Path, error: Exception) -> None:
+    """Gives up where another source would meet the same full disk."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise DownloadError(info.title, (f"{destination} cannot be written: {error.strerror}",)) from error
 
 
 def _from_hub(info: DatasetInfo, staging: Path, endpoint: str | None) -> Path:
@@ -193,12 +203,13 @@ def _save(response: HTTPResponse, path: Path) -> None:
     bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True)
     with bar, open(path, "wb") as file:
         for pause in (*_PAUSES, None):
-            with contextlib.suppress(OSError, HTTPException), response:
-                while chunk := response.read(_CHUNK_BYTES):
+            with response:
+                # A disk that takes nothing is no broken connection.
+                while chunk := _next_chunk(response):
                     file.write(chunk)
                     bar.update(len(chunk))
-                if total in (None, file.tell()):
-                    return
+            if chunk is not None and total in (None, file.tell()):
+                return
             if pause is None or total is None:
                 break
             time.sleep(pause)
@@ -210,6 +221,14 @@ def _save(response: HTTPResponse, path: Path) -> None:
                     file.truncate()
                     bar.reset()
         raise _RefusedError(f"the connection broke after {file.tell()} of {total or 'unknown'} bytes, again and again")
+
+
+def _next_chunk(response: HTTPResponse) -> bytes | None:
+    """What comes next, empty at the end; None where the connection has broken."""
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, HTTPException):
+        return None
 
 
 def _extract(archive: Path, folder: str, file_names: tuple[str, ...], staging: Path) -> Path:

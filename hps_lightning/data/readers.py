@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -9,6 +10,7 @@ import os
 import pickle
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from hps_lightning.data.catalog import IMAGE_SIDE, SPLITS, DatasetInfo, dataset_
 from hps_lightning.data.checksums import digest, stated_sha256
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import remove_leftovers, replaced_whole
 
 logger = logging.getLogger(__name__)
 
 _IMAGE_SHAPE = (3, IMAGE_SIDE, IMAGE_SIDE)
+_ROWS = 64
 _DIGITS_SEED = 0
 _DIGITS_TEST_FRACTION = 0.2
 
@@ -83,11 +86,16 @@ def _damaged(info: DatasetInfo, path: Path, problem: str) -> UserError:
     )
 
 
+def _check_size(info: DatasetInfo, split: str, path: Path, found: int) -> None:
+    size = info.size(split)
+    if found != size:
+        raise _damaged(info, path, f"it holds {found} {split} images where {info.title} has {size}")
+
+
 def _checked_labels(info: DatasetInfo, split: str, path: Path, labels: np.ndarray) -> np.ndarray:
     """Labels as int64 (N), after their number and range have been checked."""
-    size, classes = info.size(split), len(info.classes)
-    if labels.shape != (size,):
-        raise _damaged(info, path, f"it holds {labels.size} {split} images where {info.title} has {size}")
+    _check_size(info, split, path, labels.size)
+    classes = len(info.classes)
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
         row = outside[0]
@@ -100,7 +108,8 @@ def _checked_labels(info: DatasetInfo, split: str, path: Path, labels: np.ndarra
 
 def _read_parquet(info: DatasetInfo, split: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8, N x 3 x 32 x 32) and labels (int64, N) of one parquet file."""
-    column = _parquet_column(info, path, info.hub.label_column)
+    with _parquet_file(info, split, path, info.hub.label_column) as file:
+        column = file.read(columns=[info.hub.label_column]).column(info.hub.label_column)
     if column.null_count or not pyarrow.types.is_integer(column.type):
         raise _damaged(info, path, f"the column {info.hub.label_column!r} does not hold an integer in each row")
     labels = _checked_labels(info, split, path, column.to_numpy())
@@ -126,30 +135,36 @@ def _compare_checksum(info: DatasetInfo, path: Path) -> None:
         raise _damaged(info, path, f"its SHA-256 is {found}, not {expected}, which is stated for it")
 
 
-def _parquet_column(info: DatasetInfo, path: Path, name: str) -> pyarrow.ChunkedArray:
+@contextlib.contextmanager
+def _parquet_file(info: DatasetInfo, split: str, path: Path, name: str) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A parquet file of as many rows as the split has images, with one column of that name."""
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
-            if name in present:
-                return file.read(columns=[name]).column(name)
+            if present.count(name) != 1:
+                found = f"has several columns {name!r}" if name in present else f"has no column {name!r}"
+                raise _damaged(info, path, f"it {found}, only {', '.join(present)}")
+            # Before anything is read: a small file can hold any number of equal values.
+            _check_size(info, split, path, file.metadata.num_rows)
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise _damaged(info, path, f"it cannot be read as parquet ({reason})") from None
-    raise _damaged(info, path, f"it has no column {name!r}, only {', '.join(present)}")
 
 
 def _decode_images(info: DatasetInfo, split: str, path: Path) -> np.ndarray:
     """Decode the encoded images of a parquet file: uint8, N x 3 x 32 x 32."""
-    column = _parquet_column(info, path, "img")
-    if not _holds_encoded_images(column.type):
-        raise _damaged(info, path, "the column 'img' does not hold encoded images (a struct with binary 'bytes')")
-    logger.info("Decoding the %d %s images of %s", len(column), split, info.title)
-    images = np.empty((len(column), *_IMAGE_SHAPE), np.uint8)
-    row = 0
-    for chunk in column.chunks:
-        for encoded in chunk.field("bytes"):
-            images[row] = _decode_image(info, path, row, encoded.as_py())
-            row += 1
+    with _parquet_file(info, split, path, "img") as file:
+        if not _holds_encoded_images(file.schema_arrow.field("img").type):
+            raise _damaged(info, path, "the column 'img' does not hold encoded images (a struct with binary 'bytes')")
+        logger.info("Decoding the %d %s images of %s", info.size(split), split, info.title)
+        images = np.empty((info.size(split), *_IMAGE_SHAPE), np.uint8)
+        row = 0
+        # A few at a time: all rows may stand for one value of any size.
+        for batch in file.iter_batches(_ROWS, columns=["img"]):
+            for encoded in batch.column("img").field("bytes"):
+                images[row] = _decode_image(info, path, row, encoded.as_py())
+                row += 1
     return images
 
 
@@ -167,7 +182,7 @@ def _decode_image(info: DatasetInfo, path: Path, row: int, encoded: bytes | None
             raise _damaged(info, path, f"image {row} is {width}x{height} {image.mode}, not 32x32 RGB")
         return np.asarray(image).transpose(2, 0, 1)
     # Pillow reports a broken file as any of these, depending on the format.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise _damaged(info, path, f"image {row} cannot be decoded ({error})") from None
 
 
@@ -207,6 +222,7 @@ def _save_decoded(copy: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Keep decoded images for the next start, if the cache can be written."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(copy.parent)
         with replaced_whole(copy) as aside, open(aside, "wb") as file:
             np.save(file, images)
             file.write(_checksums(images, labels))

@@ -14,7 +14,7 @@ import torch  # noqa: F401 (loads the OpenMP library that the kernels use)
 
 from hps_lightning.cache import CACHE_DIR_VARIABLE, cache_dir
 from hps_lightning.errors import UserError
-from hps_lightning.files import replaced_whole
+from hps_lightning.files import remove_leftovers, replaced_whole
 
 SOURCE = Path(__file__).with_name("batch_norm.cpp")
 
@@ -113,6 +113,7 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _compile(compiler: list[str], target: Path) -> ctypes.CDLL:
+    remove_leftovers(target.parent)
     with replaced_whole(target) as aside:
         compiled = aside.with_suffix(".o")
         try:

@@ -96,6 +96,7 @@ class ImageClassifier(LightningModule):
         # What a schedule that steps with the optimizer is laid out over: now, and when the training began.
         self._steps: dict[str, int] = {}
         self._begun_steps: dict[str, int] = {}
+        self._planned_epochs: int | None = None
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -131,8 +132,18 @@ class ImageClassifier(LightningModule):
             return self(images)
 
     def on_train_epoch_start(self) -> None:
-        """Lets the first step of the epoch log what all of them add to."""
+        """Lets the first step of the epoch log what all of them add to; see also :meth:`_drop_old_gradients`."""
         self._logged_training = False
+        self._drop_old_gradients()
+
+    def _drop_old_gradients(self) -> None:
+        """Where an epoch only measures batch norms' statistics, as the last of StochasticWeightAveraging does.
+
+        Lightning takes a step after its last batch all the same, along whatever gradients there are.
+        """
+        if getattr(self.trainer.fit_loop, "_skip_backward", False):
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Lets seed and step alone decide what dropout drops, so that a resumed training goes on exactly.
@@ -215,6 +226,8 @@ class ImageClassifier(LightningModule):
         """The optimizer and the schedule that the specifications name."""
         trainer = self.trainer
         check_trainable(trainer)
+        # Before StochasticWeightAveraging adds one of its own.
+        self._planned_epochs = trainer.max_epochs
         # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may.
         optimizer = build_optimizer(
             self.network,
@@ -331,7 +344,7 @@ class ImageClassifier(LightningModule):
         trainer = self._trainer
         if trainer is not None:
             record["epoch"] = trainer.current_epoch
-            record["max_epochs"] = trainer.max_epochs
+            record["max_epochs"] = self._planned_epochs or trainer.max_epochs
             stages = ("train/", "test/", *(["val/"] if self._validated_at == trainer.global_step else []))
             record["metrics"] = {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(stages)

@@ -125,8 +125,10 @@ def build_optimizer(
     if found is torch.optim.LBFGS:
         raise UserError("LBFGS takes weights that lie in memory row by row, which no network here has; use Adam.")
     chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
-    ours = {"fused": True} if fused and not chosen and found in _FUSED else {}
     parameters: list[Any] = list(network.parameters())
+    # Adagrad's is for a CPU alone before torch 2.12.
+    somewhere = found is not torch.optim.Adagrad or all(one.device.type == "cpu" for one in parameters)
+    ours = {"fused": True} if fused and not chosen and found in _FUSED and somewhere else {}
     if not decay_norm_and_bias:
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         spared = [parameter for parameter in parameters if parameter.ndim <= 1]

@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from hps_lightning import complexity
 from hps_lightning.callbacks import EpochLines, benchmark
-from hps_lightning.callbacks.benchmark import Benchmark, EpochCost, summarise
+from hps_lightning.callbacks.benchmark import Benchmark, EpochCost, _network_cost, summarise
 
 from .tiny import ARGUMENTS, LIGHTNING_WARNINGS, RESUME_WARNING, TinyData, tiny, tiny_trainer
 
@@ -299,6 +300,15 @@ def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path, capsys):
         trainer.fit(tiny(), datamodule=TinyData())
     assert "multiply-accumulates" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "run" / "version_0").glob(".*")] == []
+
+
+def test_sizes_are_of_the_network_as_it_was_built(tmp_path):
+    # Lightning trains with batch norms of another class where it is told to share their statistics.
+    module = tiny()
+    expected = _network_cost(module, {})
+    module.network = nn.SyncBatchNorm.convert_sync_batchnorm(module.network)
+    assert any(isinstance(norm, nn.SyncBatchNorm) for norm in module.network.modules())
+    assert _network_cost(module, {}) == expected
 
 
 def test_measuring_does_not_change_the_training(tmp_path):

@@ -189,3 +189,9 @@ def test_a_network_without_a_resolution_is_refused(tmp_path):
 def test_a_size_that_is_too_small_for_the_network_is_refused(tmp_path):
     with pytest.raises(UserError, match="start"):
         fit(tmp_path, tiny(), ProgressiveResolution(start=0.05))
+
+
+@pytest.mark.parametrize("start", [0.005, 0.3, 0.6])
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])
+def test_the_last_size_is_the_whole_one_exactly(start, steps):
+    assert ProgressiveResolution(start, until=0.5, steps=steps).resolution(epoch=9, max_epochs=10) == 1.0

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +7,7 @@ from lightning.pytorch import Trainer
 
 from hps_lightning.data import ImageDataModule, datamodule
 from hps_lightning.errors import UserError
+from tests.data.made_cifar import made_dataset
 
 
 @pytest.fixture
@@ -133,11 +135,26 @@ def test_overfitting_some_batches_is_refused_with_the_way_out():
         data.check_trainer(Trainer(accelerator="cpu", overfit_batches=2, logger=False, enable_checkpointing=False))
 
 
-def test_a_batch_has_an_image_for_each_process():
-    data = ImageDataModule("digits", batch_size=3)
-    data.check_trainer(SimpleNamespace(world_size=3, overfit_batches=0))
-    with pytest.raises(UserError, match=r"data\.batch_size 3 is less than the 4 processes"):
-        data.check_trainer(SimpleNamespace(world_size=4, overfit_batches=0))
+@pytest.mark.parametrize(("batch_size", "processes", "sizes"), [(3, 4, "4"), (128, 3, "126 or 129"), (5, 2, "4 or 6")])
+def test_a_batch_is_shared_alike(batch_size, processes, sizes):
+    data = ImageDataModule("digits", batch_size=batch_size)
+    with pytest.raises(
+        UserError, match=rf"^data\.batch_size {batch_size} cannot .* {processes} pro.*; take {sizes}\.$"
+    ):
+        data.check_trainer(SimpleNamespace(world_size=processes, overfit_batches=0))
+    for size in sizes.split(" or "):
+        ImageDataModule("digits", batch_size=int(size)).check_trainer(
+            SimpleNamespace(world_size=processes, overfit_batches=0)
+        )
+
+
+def test_a_data_set_of_ones_own_is_read_by_its_own_description(tmp_path):
+    made = made_dataset()
+    root = made.write_parquet(tmp_path / "root")
+    info = replace(made.info, name="mine", mean=(0.1, 0.2, 0.3))
+    data = ImageDataModule(info, root=root, protocol="full", batch_size=4)
+    data.setup("fit")
+    assert torch.equal(data.train_set.images, torch.from_numpy(made.images["train"]))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import hashlib
 import http.server
 import io
@@ -9,6 +10,7 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from hps_lightning.data.download import DownloadError, download_dataset
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
+from tests.disks import NEEDS_FULL_DEVICE
 
 from .made_cifar import archive_bytes, made_dataset, md5
 
@@ -242,6 +245,28 @@ def test_an_archive_of_a_server_without_ranges_begins_again(tmp_path, made, sour
     monkeypatch.setattr(download.time, "sleep", lambda seconds: server.broken.clear())
     assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
     tally("bad inputs tried")
+
+
+@NEEDS_FULL_DEVICE
+@pytest.mark.parametrize("hub", [True, False])
+def test_a_full_disk_is_named_at_once(tmp_path, monkeypatch, sources, hub):
+    server, info = sources
+    if hub:
+
+        def full(*arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(download, "_from_hub", full)
+    else:
+        server.status["/datasets/"] = 404
+        save = download._save
+        monkeypatch.setattr(download, "_save", lambda response, path: save(response, Path("/dev/full")))
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("another attempt"))
+    with pytest.raises(DownloadError, match=f"{tmp_path} cannot be written: No space left on device") as caught:
+        download_dataset(info, tmp_path, endpoint=server.endpoint)
+    assert "the connection broke" not in str(caught.value)
+    assert len([request for request in server.asked if "tar.gz" in request]) == (0 if hub else 1)
+    assert left_in(tmp_path) == []
 
 
 def test_what_is_altered_after_a_download_is_found_by_its_checksum(tmp_path, sources, tally):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
@@ -160,6 +161,23 @@ def test_the_file_of_the_other_data_set_is_refused(refused):
     refused(
         made_dataset("cifar10"), made_dataset("cifar100").parquet("test"), "no column 'label', only img, fine_label"
     )
+
+
+def test_two_columns_of_a_name_are_refused(refused):
+    made = made_dataset()
+    table = pyarrow.parquet.read_table(io.BytesIO(made.parquet("test")))
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table.append_column("label", table.column("label")), file)
+    refused(made, file.getvalue(), "several columns 'label', only img, label, label")
+
+
+def test_more_rows_than_images_are_refused_before_they_are_read(refused, monkeypatch):
+    made = made_dataset()
+    labels = np.zeros(1_000_000, np.int64)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"label": labels, "img": [None] * len(labels)}), file)
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", lambda *arguments, **options: pytest.fail("read"))
+    refused(made, file.getvalue(), f"it holds 1000000 test images where CIFAR-10 has {made.info.test_size}")
 
 
 @pytest.mark.parametrize("where", ["SHA256SUMS", "the hub's cache"])

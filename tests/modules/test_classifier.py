@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -616,3 +617,23 @@ def test_a_loss_that_is_no_number_is_logged_as_such(epoch):
     trainer = _trainer(max_epochs=epoch + 1, callbacks=[Spoil()])
     trainer.fit(module, DataLoader(TensorDataset(images, labels), 4))
     assert math.isnan(trainer.callback_metrics["train/loss"])
+
+
+class Watch(Callback):
+    """Keeps the weights at the start of each epoch, and what a checkpoint would say of the training's length."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.weights = {name: value.clone() for name, value in pl_module.network.named_parameters()}
+        self.planned = pl_module.record()["max_epochs"]
+
+
+def test_averaged_weights_are_left_alone_by_the_epoch_that_measures_their_statistics():
+    module, watch = _conv(), Watch()
+    averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    # Without a validation between, which would clear the gradients.
+    trainer = _trainer(max_epochs=3, callbacks=[averaging, watch], log_every_n_steps=1)
+    trainer.fit(module, _loader())
+    assert trainer.current_epoch == 4, "the epoch of the statistics took place"
+    assert watch.planned == 3, "and is no part of what was laid out"
+    for name, value in module.network.named_parameters():
+        assert torch.equal(value, watch.weights[name]), name

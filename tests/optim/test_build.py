@@ -285,3 +285,13 @@ def test_a_network_of_weights_alone_may_be_built_so():
 def test_mistakes_are_the_user_s_with_any_settings(arguments, decay_norm_and_bias):
     with pytest.raises(UserError, match="SGD cannot be made with"):
         build_optimizer(_network(), _spec("SGD", **arguments), True, decay_norm_and_bias)
+
+
+def test_adagrad_is_fused_on_a_cpu_alone():
+    # Before torch 2.12 there is none for CUDA.
+    with torch.device("meta"):
+        elsewhere = nn.Linear(2, 2)
+    spec = {"class_path": "Adagrad", "init_args": {"lr": 0.1}}
+    assert not build_optimizer(elsewhere, spec, fused=True).defaults["fused"]
+    assert build_optimizer(nn.Linear(2, 2), spec, fused=True).defaults["fused"]
+    assert build_optimizer(elsewhere, {**spec, "class_path": "SGD"}, fused=True).defaults["fused"]
