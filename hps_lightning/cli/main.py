@@ -18,6 +18,7 @@ _USAGE = """usage: hps COMMAND [options]
   hps test      measures one on the test images hps test --ckpt_path best
   hps predict   classifies image files          hps predict --ckpt_path best --images photo.png
   hps export    writes a folder for the board   hps export --ckpt_path best --output bundle
+  hps replay    shows its block at work here    hps replay bundle --webcam
   hps explore   looks for better networks       hps explore --config explore.yaml
   hps models    lists the networks by name
   hps plot      draws trainings' curves         hps plot runs/hps_06_05x-cifar10/version_0
@@ -27,7 +28,7 @@ _USAGE = """usage: hps COMMAND [options]
 """
 
 # By name, so that none waits for what another one imports.
-_QUICK = ("export", "explore", "models", "plot", "report")
+_QUICK = ("export", "explore", "models", "plot", "replay", "report")
 _COMMANDS = ("fit", "validate", "test", "predict", *_QUICK)
 
 

@@ -12,8 +12,10 @@ from PIL import Image
 import hps_lightning
 from hps_lightning import pretrained
 from hps_lightning.bluebox import export_bundle, replay
-from hps_lightning.bluebox.replay import DatasetFrames, FileFrames, Outcome, WebcamFrames, play
+from hps_lightning.bluebox.frame_sources import DatasetFrames, FileFrames, WebcamFrames
+from hps_lightning.bluebox.replay import Outcome, play
 from hps_lightning.checkpoint import load_classifier, read_checkpoint
+from hps_lightning.cli import main
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
@@ -221,7 +223,7 @@ def test_a_data_set_of_other_classes():
 
 
 def run(capsys, *arguments):
-    status = replay.main(list(map(str, arguments)))
+    status = main(["replay", *map(str, arguments)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -241,7 +243,7 @@ def test_images_through_the_bundles_block(bundle, photos, capsys, decided, bundl
     status, out, err = run(capsys, bundle, photos, "--fps", 0, "--set", "top_k=2", "--threads", 1)
     assert status == 0
     assert err.splitlines() == [
-        f"replay: left out: {photos / 'cat' / 'empty.png'} is not an image that Pillow can read."
+        f"hps: warning: left out: {photos / 'cat' / 'empty.png'} is not an image that Pillow can read."
     ]
     loaded = bundles.Bundle(str(bundle))
     correct = 0
@@ -264,8 +266,8 @@ def test_images_through_the_bundles_block(bundle, photos, capsys, decided, bundl
 def test_what_the_block_refuses_is_told(bundle, photos, capsys):
     status, out, err = run(capsys, bundle, photos / "dog", "--fps", 0, "--set", "resize=off")
     assert status == 0
-    assert "replay: the block reports (error): image left out: the frame is 23 x 30" in err
-    assert "replay: the block reports (warning): images left out: 1" in err
+    assert "hps: warning: the block reports (error): image left out: the frame is 23 x 30" in err
+    assert "hps: warning: the block reports (warning): images left out: 1" in err
     assert "  classified   0\n" in out
     assert "latency" not in out
     assert "accuracy" not in out
@@ -350,7 +352,7 @@ def test_mistakes_end_with_one_line_and_status_2(bundle, photos, capsys, argumen
     filled = [argument.format(bundle=bundle, photos=photos) for argument in arguments]
     status, _, err = run(capsys, *filled)
     assert status == 2
-    assert err.startswith("replay: error: ")
+    assert err.startswith("hps: error: ")
     assert err.count("\n") == 1
     assert expected in err
     assert torch.get_num_threads() == threads
@@ -372,19 +374,19 @@ def test_a_damaged_bundle_is_refused(bundle, capsys, name, damage):
 def test_a_fault_of_ours_can_be_looked_into(bundle, monkeypatch):
     monkeypatch.setenv("HPS_DEBUG", "1")
     with pytest.raises(UserError):
-        replay.main([str(bundle)])
+        main(["replay", str(bundle)])
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
-        replay.main(["--help"])
+        main(["replay", "--help"])
     assert stopped.value.code == 0
     assert "--dataset" in capsys.readouterr().out
 
 
-def test_the_module_runs_from_anywhere(bundle, photos, tmp_path):
+def test_the_command_runs_from_anywhere(bundle, photos, tmp_path):
     os.rename(bundle, tmp_path / "copied elsewhere")
-    command = [sys.executable, "-m", "hps_lightning.bluebox.replay", "copied elsewhere", "photos", "--fps", "0"]
+    command = [sys.executable, "-m", "hps_lightning", "replay", "copied elsewhere", "photos", "--fps", "0"]
     paths = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": paths}
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)

@@ -12,6 +12,7 @@ from tests.cli.conftest import TINY
             ([*command.split(), "--bogus"], ["--bogus", f"hps {command.split()[0]} --help"])
             for command in (
                 "export --ckpt_path best --output x",
+                "replay bundle",
                 "models",
                 "plot runs/x",
                 "report",
