@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from hps_lightning import zoo
 from hps_lightning.data import DATASETS
 from hps_lightning.engine import FusedTraining, keep_freed_memory
-from hps_lightning.engine.fused import normalise, normalise_backward
+from hps_lightning.engine.fused import batch_norm, batch_norm_backward
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_json
 from hps_lightning.machine import hardware, versions
@@ -112,9 +112,9 @@ def norm_times(shape: tuple[int, ...], dtype: torch.dtype, fused: bool) -> float
     maps, gradient = channels_last(shape, dtype), channels_last(shape, dtype)
     if fused:
         statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
-        _, saved = normalise(maps, None, norm.weight, norm.bias, statistics, (True, False))
-        forward = milliseconds(lambda: normalise(maps, None, norm.weight, norm.bias, statistics, (True, False)))
-        return forward + milliseconds(lambda: normalise_backward(maps, gradient, saved, (True, False)))
+        _, saved = batch_norm(maps, None, norm.weight, norm.bias, statistics, (True, False))
+        forward = milliseconds(lambda: batch_norm(maps, None, norm.weight, norm.bias, statistics, (True, False)))
+        return forward + milliseconds(lambda: batch_norm_backward(maps, gradient, saved, (True, False)))
     maps.requires_grad_()
 
     def run() -> None:

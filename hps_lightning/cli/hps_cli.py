@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -229,7 +230,7 @@ class HPSCLI(LightningCLI):
             family = next((key for key, value in CLASSIFIERS.items() if value.__name__ == name), None)
             given.init_args.save_dir = config.trainer.default_root_dir or RUNS
             given.init_args.name = run_name(name, family, config.model.init_args.as_dict(), config.data.dataset)
-        if isinstance(given, jsonargparse.Namespace) and given.class_path.endswith("TensorBoardLogger"):
+        if _is_tensorboards(given):
             # Lightning would log hyper-parameters without metrics; the dashboard logs them with.
             given.init_args.default_hp_metric = False
             if self.run_folder is not None:
@@ -287,9 +288,18 @@ class TrainingPlan(HPSCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
+    def runs_folder(self) -> Path | None:
+        """The folder of all runs of the network; None without the logger that gives each run one there."""
+        logger = self.config.fit.trainer.logger
+        return Path(logger.init_args.save_dir, logger.init_args.name or "") if _is_tensorboards(logger) else None
+
     def dump(self) -> str:
         """The whole config, as a training saves it."""
         return self._parser("fit").dump(self.config.fit, skip_none=False)
+
+
+def _is_tensorboards(logger: Any) -> bool:
+    return isinstance(logger, jsonargparse.Namespace) and logger.class_path.endswith("TensorBoardLogger")
 
 
 def _parser_settings(command: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import jsonargparse
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -36,10 +35,8 @@ def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[R
         UserError: the run's checkpoints are all damaged.
     """
     # Only the whole config tells where the job's runs lie.
-    logger = TrainingPlan(["fit", *with_checkpoint("fit", tokens)[0]], None, None).config.fit.trainer.logger
-    if not isinstance(logger, jsonargparse.Namespace) or not logger.class_path.endswith("TensorBoardLogger"):
-        return None, None
-    run = job.find_run(Path(logger.init_args.save_dir, logger.init_args.name), command)
+    runs = TrainingPlan(["fit", *with_checkpoint("fit", tokens)[0]], None, None).runs_folder()
+    run = None if runs is None else job.find_run(runs, command)
     if run is None:
         return None, None
     folder = run.directory / "checkpoints"

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 from lightning.fabric.utilities.seed import max_seed_value
 from rich import box
@@ -165,19 +164,19 @@ def _plan(argv: list[str], seeds: list[int]) -> tuple[Path, str]:
     """The folder of all runs of the network, and the config of the trainings, as YAML."""
     plan = run_cli("fit", argv, TrainingPlan)
     config = plan.config.fit
-    logger = config.trainer.logger
     if config.ckpt_path is not None:
         raise UserError(f"--seeds and ckpt_path do not go together: {_EXCLUDED['--ckpt_path']}.")
     if config.trainer.fast_dev_run:
         raise UserError("--seeds and --trainer.fast_dev_run do not go together: such a run keeps nothing.")
     if config.export.directory is not None:
         raise UserError("--seeds and --export.directory do not go together: all seeds would write to the same folder.")
-    if not isinstance(logger, jsonargparse.Namespace) or not logger.class_path.endswith("TensorBoardLogger"):
+    runs = plan.runs_folder()
+    if runs is None:
         raise UserError("--seeds needs the TensorBoard logger, which gives each run its folder; leave out the other.")
     # Each training has its own; here it must not tell two equal configs apart.
     config.seed_everything = seeds[0]
-    logger.init_args.pop("version", None)
-    return Path(logger.init_args.save_dir) / (logger.init_args.name or ""), plan.dump()
+    config.trainer.logger.init_args.pop("version", None)
+    return runs, plan.dump()
 
 
 def _train_all(group: SeedGroup, command: str, lock: int | None) -> int:

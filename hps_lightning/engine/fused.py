@@ -226,7 +226,7 @@ class _ConvNorm(torch.autograd.Function):
         convolved = _dense(convolved, dtype)
         if shortcut is not None:
             shortcut = _dense(shortcut, dtype)
-        out, saved = normalise(convolved, shortcut, gamma, beta, statistics, activations)
+        out, saved = batch_norm(convolved, shortcut, gamma, beta, statistics, activations)
         ctx.save_for_backward(images, weight, convolved, saved)
         ctx.geometry, ctx.activations = geometry, activations
         ctx.bias_sizes = None if bias is None else [len(bias)]
@@ -237,7 +237,7 @@ class _ConvNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, convolved, saved = ctx.saved_tensors
         gradient = _dense(gradient, convolved.dtype)
-        convolved_gradient, *norm_gradients = normalise_backward(convolved, gradient, saved, ctx.activations)
+        convolved_gradient, *norm_gradients = batch_norm_backward(convolved, gradient, saved, ctx.activations)
         needs = ctx.needs_input_grad
         images_gradient, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
             convolved_gradient, images, weight, ctx.bias_sizes, *ctx.geometry, [needs[0], needs[2], needs[3]]
@@ -254,7 +254,7 @@ class _ConvNorm(torch.autograd.Function):
         )
 
 
-def normalise(
+def batch_norm(
     maps: Tensor,
     shortcut: Tensor | None,
     gamma: Tensor,
@@ -273,7 +273,7 @@ def normalise(
         activations: before and after the norm, as the kernels number them.
 
     Returns:
-        The result, like ``maps``, and what :func:`normalise_backward` needs, 4 x C.
+        The result, like ``maps``, and what :func:`batch_norm_backward` needs, 4 x C.
 
     Raises:
         ValueError: a channel has a single value; in PyTorch's words.
@@ -304,10 +304,10 @@ def normalise(
     return out, saved
 
 
-def normalise_backward(
+def batch_norm_backward(
     maps: Tensor, gradient: Tensor, saved: Tensor, activations: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`normalise`.
+    """The gradients of :func:`batch_norm`.
 
     Args:
         maps: as it was given.
