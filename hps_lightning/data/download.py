@@ -12,6 +12,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import tarfile
 import tempfile
 import threading
@@ -24,6 +25,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hps_lightning.data.catalog import DatasetInfo, Location
@@ -39,6 +41,8 @@ STALL_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 16
 # Seconds before each attempt to go on where a connection broke.
 _PAUSES = (1, 2, 4, 8, 15, 30)
+_LOCK = ".lock"
+_JUST_BEGUN_SECONDS = 60
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 T = TypeVar("T")
@@ -81,14 +85,27 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
     try:
         destination.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(info, destination)
         # A failure to clear what was written aside must not hide the outcome of the download.
         staging_folder = tempfile.TemporaryDirectory(
             prefix=f".{info.name}-", dir=destination, ignore_cleanup_errors=True
         )
     except OSError as error:
         raise DownloadError(info.title, (f"{destination} cannot be written: {error.strerror}",)) from None
-    with staging_folder as name:
+    with staging_folder as name, contextlib.ExitStack() as held:
+        # Some network file systems have no locks; there, nobody tidies up either.
+        with contextlib.suppress(OSError):
+            held.enter_context(FileLock(Path(name, _LOCK), timeout=0))
         return _first_source(info, Path(name), destination, endpoint)
+
+
+def _remove_abandoned(info: DatasetInfo, destination: Path) -> None:
+    """Removes what killed downloads have left aside; that of a living one is locked, or just begun."""
+    for folder in destination.glob(f".{info.name}-*"):
+        with contextlib.suppress(OSError, Timeout):
+            if time.time() - folder.stat().st_mtime > _JUST_BEGUN_SECONDS:
+                with FileLock(folder / _LOCK, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _first_source(info: DatasetInfo, staging: Path, destination: Path, endpoint: str | None) -> Location:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from hps_lightning.data import download
 from hps_lightning.data.catalog import Location
@@ -394,6 +395,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, sources):
     with pytest.raises(DownloadError, match=r"file.root cannot be written"):
         download_dataset(info, tmp_path / "file" / "root", endpoint=server.endpoint)
     assert server.asked == []
+
+
+def test_what_a_killed_download_left_is_removed_and_what_another_one_holds_is_not(tmp_path, sources):
+    server, info = sources
+    for name, age in (("killed", 1e6), ("held", 1e6), ("begun", 0)):
+        folder = tmp_path / f".{info.name}-{name}"
+        folder.mkdir()
+        (folder / "half.tar.gz").write_bytes(b"half")
+        os.utime(folder, (time.time() - age,) * 2)
+    (tmp_path / ".cifar10-killed" / ".lock").touch()
+    with FileLock(tmp_path / ".cifar10-held" / ".lock"):
+        os.utime(tmp_path / ".cifar10-held", (0, 0))
+        os.utime(tmp_path / ".cifar10-killed", (0, 0))
+        download_dataset(info, tmp_path, endpoint=server.endpoint)
+    assert left_in(tmp_path) == [".cifar10-begun", ".cifar10-held", "cifar10"]
 
 
 def test_an_incomplete_copy_is_completed(tmp_path, made, sources):
