@@ -216,22 +216,26 @@ def _save(response: HTTPResponse, path: Path) -> None:
         response: from the start of the file.
         path: to write to.
     """
-    total = response.length
+    total, url = response.length, response.url
     bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True)
     with bar, open(path, "wb") as file:
         for pause in (*_PAUSES, None):
-            with response:
-                # A disk that takes nothing is no broken connection.
-                while chunk := _next_chunk(response):
-                    file.write(chunk)
-                    bar.update(len(chunk))
+            chunk = None
+            # None where the server could not be reached again.
+            if response is not None:
+                with response:
+                    # A disk that takes nothing is no broken connection.
+                    while chunk := _next_chunk(response):
+                        file.write(chunk)
+                        bar.update(len(chunk))
             if chunk is not None and total in (None, file.tell()):
                 return
             if pause is None or total is None:
                 break
             time.sleep(pause)
+            response = None
             with contextlib.suppress(OSError):
-                response = _open(response.url, file.tell())
+                response = _open(url, file.tell())
                 if not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
                     # A server that knows no ranges begins again.
                     file.seek(0)

@@ -73,7 +73,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         content = self.content() if status == 200 else b""
         if content is None:
             status, content = 404, b""
-        wanted = self.headers.get("Range") if server.ranges else None
+        wanted = self.headers.get("Range") if server.ranges and status == 200 else None
         if wanted:
             start, size = int(wanted.removeprefix("bytes=").removesuffix("-")), len(content)
             status, content = 206, content[start:]
@@ -236,6 +236,26 @@ def test_an_archive_that_breaks_off_goes_on_where_it_stopped(tmp_path, made, sou
     assert len(sent) == 3
     assert size == len(made.archive())
     assert_loads(made, info, location)
+    tally("bad inputs tried")
+
+
+def test_a_server_that_is_away_for_a_while_is_asked_again(tmp_path, made, sources, monkeypatch, tally):
+    server, info = sources
+    server.status["/datasets/"] = 404
+    server.broken, server.ranges = ["tar.gz"], True
+    sent = []
+
+    def wait(seconds):
+        sent.append(seconds)
+        # Away at the first two attempts to go on.
+        server.status["tar.gz"] = 503
+        if len(sent) == 3:
+            server.broken = []
+            del server.status["tar.gz"]
+
+    monkeypatch.setattr(download.time, "sleep", wait)
+    assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
+    assert len(sent) == 3
     tally("bad inputs tried")
 
 
