@@ -127,8 +127,8 @@ def build_optimizer(
     chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
     parameters: list[Any] = list(network.parameters())
     # Adagrad's is for a CPU alone before torch 2.12.
-    somewhere = found is not torch.optim.Adagrad or all(one.device.type == "cpu" for one in parameters)
-    ours = {"fused": True} if fused and not chosen and found in _FUSED and somewhere else {}
+    available = found is not torch.optim.Adagrad or all(one.device.type == "cpu" for one in parameters)
+    ours = {"fused": True} if fused and not chosen and found in _FUSED and available else {}
     if not decay_norm_and_bias:
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         spared = [parameter for parameter in parameters if parameter.ndim <= 1]
