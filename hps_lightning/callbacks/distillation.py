@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hps_lightning.bluebox.board.folding import fold
 from hps_lightning.checkpoint import load_classifier, read_checkpoint
 from hps_lightning.data.checksums import digest
+from hps_lightning.engine import Replayed
 from hps_lightning.errors import UserError
 from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier
 from hps_lightning.zoo import find_name
@@ -49,6 +50,7 @@ class Distillation(Callback):
         self.weight = weight
         self.temperature = temperature
         self._network: nn.Module | None = None
+        self._graphed: Replayed | None = None
         self._teacher: dict[str, Any] = {}
 
     def prepare(self, module: ImageClassifier, data: Any) -> None:
@@ -135,6 +137,8 @@ class Distillation(Callback):
         """Takes the teacher to where the network is, and into its loss."""
         own = next(pl_module.network.parameters())
         self._network.to(own.device, own.dtype)
+        if pl_module.graphed:
+            self._graphed = Replayed(lambda tensors: [self._network(tensors[0])])
         pl_module.distillation = self
 
     def loss(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
@@ -145,8 +149,9 @@ class Distillation(Callback):
             logits: the network's answers, N x classes.
             loss: of the labels alone.
         """
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            answers = self._network(images.contiguous(memory_format=torch.channels_last))
+            answers = self._graphed([images])[0] if self._graphed else self._network(images)
         divergence = F.kl_div(
             (logits.float() / self.temperature).log_softmax(1),
             (answers.float() / self.temperature).log_softmax(1),

@@ -43,13 +43,13 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
     count, _, height, width = images.shape
     # All windows of an image are a view of it, so that the cut is one gather.
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device)
+    top, left = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device, non_blocking=True)
     return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 def random_flip(images: Tensor) -> Tensor:
     """Mirrors each image left to right with probability one half, N x C x H x W."""
-    flipped = (torch.rand(len(images)) < 0.5).to(images.device)
+    flipped = (torch.rand(len(images)) < 0.5).to(images.device, non_blocking=True)
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
@@ -59,8 +59,8 @@ def cutout(images: Tensor, size: int) -> Tensor:
     N x C x H x W; where the centre lies near an edge, a part of the square falls outside.
     """
     count, _, height, width = images.shape
-    centre_y = torch.randint(0, height, (count, 1)).to(images.device)
-    centre_x = torch.randint(0, width, (count, 1)).to(images.device)
+    centre_y = torch.randint(0, height, (count, 1)).to(images.device, non_blocking=True)
+    centre_x = torch.randint(0, width, (count, 1)).to(images.device, non_blocking=True)
     first_y, first_x = centre_y - size // 2, centre_x - size // 2
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows = (y >= first_y) & (y < first_y + size)

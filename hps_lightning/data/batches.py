@@ -136,7 +136,8 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         """A batch: normalised float32 images, N x 3 x H x W, and labels (see :class:`Augmentation`)."""
-        indices = key.indices.to(self.images.device)
+        # Nothing here waits for a GPU, which is still busy with the batches before.
+        indices = key.indices.to(self.images.device, non_blocking=True)
         images, labels = self.images[indices], self.labels[indices]
         if self.augmentation is not None:
             images, labels = self.augmentation(images, labels, self.num_classes, key.seed)
@@ -145,7 +146,9 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Brings uint8 images, N x 3 x H x W, to mean 0 and deviation 1, as float32 in channels-last layout."""
-    mean_, std_ = torch.tensor(mean, device=images.device), torch.tensor(std, device=images.device)
-    scale, shift = 1 / (255 * std_), -mean_ / std_
+    mean_, std_ = torch.tensor(mean), torch.tensor(std)
+    scale, shift = (
+        each.to(images.device, non_blocking=True)[:, None, None] for each in (1 / (255 * std_), -mean_ / std_)
+    )
     images = images.to(torch.float32, memory_format=torch.channels_last)
-    return torch.addcmul(shift[:, None, None], images, scale[:, None, None])
+    return torch.addcmul(shift, images, scale)

@@ -1,7 +1,15 @@
-"""What makes a training fast on CPUs: kernels for batch norm and activations, and settings of the C library."""
+"""What makes a training fast: on CPUs kernels of our own and settings of the C library, on GPUs graphs of kernels."""
 
+from hps_lightning.engine.cuda_graphs import GraphedTraining, Replayed
 from hps_lightning.engine.fused import FusedTraining
 from hps_lightning.engine.memory import keep_freed_memory
 from hps_lightning.engine.native import NativeUnavailableError, load_kernels
 
-__all__ = ["FusedTraining", "NativeUnavailableError", "keep_freed_memory", "load_kernels"]
+__all__ = [
+    "FusedTraining",
+    "GraphedTraining",
+    "NativeUnavailableError",
+    "Replayed",
+    "keep_freed_memory",
+    "load_kernels",
+]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -13,7 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from hps_lightning import __version__
-from hps_lightning.engine import FusedTraining, NativeUnavailableError, keep_freed_memory
+from hps_lightning.engine import FusedTraining, GraphedTraining, NativeUnavailableError, keep_freed_memory
 from hps_lightning.errors import UserError
 from hps_lightning.modules.metrics import ImageMean
 from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule, spans_training
@@ -27,7 +28,7 @@ _VALIDATION_KEY = "hps_lightning_validation"
 _STEPS_KEY = "hps_lightning_steps"
 
 EAGER_VARIABLE = "HPS_EAGER"
-"""Set to anything, this environment variable trains without kernels of our own, for comparison."""
+"""Set to anything, this environment variable trains without kernels of our own and without graphs, for comparison."""
 
 FUSED_PRECISIONS = ("32-true", "bf16-mixed")
 """Lightning's names of what the fused kernels compute in; in others they leave the work to PyTorch's."""
@@ -82,6 +83,7 @@ class ImageClassifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
         self.fused: FusedTraining | None = None
+        self.graphed: GraphedTraining | None = None
         self.kernels = "PyTorch's"
         self.distillation: Teaching | None = None
 
@@ -108,17 +110,25 @@ class ImageClassifier(LightningModule):
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
     def setup(self, stage: str) -> None:
-        """Prepares the fast way of training for a CPU; ``kernels`` says which one was found."""
-        self.fused, self.kernels, self.distillation = None, "PyTorch's", None
+        """Prepares the fast way of training for a CPU or a GPU; ``kernels`` says which one was found."""
+        self.fused, self.graphed, self.kernels, self.distillation = None, None, "PyTorch's", None
         # A training that goes on inside an epoch starts none.
         self._logged_training, self._validated, self._validated_at = False, False, None
         self._begun_steps = {}
-        if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
+        device = self.trainer.strategy.root_device.type
+        if stage != "fit" or device not in ("cpu", "cuda"):
             return
-        keep_freed_memory()
+        if device == "cpu":
+            keep_freed_memory()
         if os.environ.get(EAGER_VARIABLE):
             self.kernels = f"PyTorch's ({EAGER_VARIABLE} is set)"
-            return
+        elif device == "cpu":
+            self._prepare_fused()
+        # Several processes share gradients while the backward pass goes on.
+        elif isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            self.graphed, self.kernels = GraphedTraining(self.network), "PyTorch's, in CUDA graphs"
+
+    def _prepare_fused(self) -> None:
         try:
             self.fused = FusedTraining(self.network)
             if self.fused.units and self.trainer.precision in FUSED_PRECISIONS:
@@ -127,6 +137,9 @@ class ImageClassifier(LightningModule):
             self.kernels = f"PyTorch's, which are slower ({error})"
 
     def _training_logits(self, images: Tensor) -> Tensor:
+        # Gradients of several batches cannot add up where each backward pass writes.
+        if self.graphed and self.trainer.accumulate_grad_batches == 1 and torch.is_grad_enabled():
+            return self.graphed(images.contiguous(memory_format=torch.channels_last))
         fast: AbstractContextManager[None] = self.fused.applied() if self.fused else nullcontext()
         with fast:
             return self(images)

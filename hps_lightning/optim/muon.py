@@ -10,11 +10,14 @@ by itself; here those of one shape are taken together, which is faster where mat
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from hps_lightning.engine.cuda_graphs import Replayed
 
 # The quintic whose iteration brings singular values near 1 in the fewest steps, from the source.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -38,6 +41,32 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _orthogonal_updates(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Makes each matrix orthogonal, those of one shape together, at a size that suits its layer."""
+    results: list[Any] = [None] * len(matrices)
+    same_shape = defaultdict(list)
+    for position, matrix in enumerate(matrices):
+        same_shape[matrix.shape].append(position)
+    for (rows, columns), positions in same_shape.items():
+        # Keeps the size of what comes out of a layer independent of how much wider than its input it is.
+        scale = max(1.0, rows / columns) ** 0.5
+        updates = orthogonalise(torch.stack([matrices[position] for position in positions]), steps) * scale
+        for position, update in zip(positions, updates.unbind(), strict=True):
+            results[position] = update
+    return results
+
+
+def _matrix(weight: Tensor, like: Tensor | None = None) -> Tensor:
+    """A convolution's weight, O x I x H x W, as O rows; a view in the order in which it, or ``like``, lies in memory.
+
+    The order of the columns means nothing to what is orthogonal, and memory that is read as it lies is read fast.
+    """
+    order = weight if like is None else like
+    if order.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.view(len(weight), -1) if like is None else weight.reshape(len(weight), -1)
 
 
 class MuonWithAuxAdam(Optimizer):
@@ -87,6 +116,8 @@ class MuonWithAuxAdam(Optimizer):
             "eps": eps,
         }
         super().__init__(params, defaults)
+        # By a group's position and its iteration's steps; on a GPU, where these are hundreds of short kernels.
+        self._replayed: dict[tuple[int, int], Replayed] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -95,33 +126,27 @@ class MuonWithAuxAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for position, group in enumerate(self.param_groups):
             with_gradients = [parameter for parameter in group["params"] if parameter.grad is not None]
-            self._update_convolutions([p for p in with_gradients if p.ndim == 4], group)
+            self._update_convolutions([p for p in with_gradients if p.ndim == 4], group, position)
             self._update_others([p for p in with_gradients if p.ndim != 4], group)
         return loss
 
-    def _update_convolutions(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+    def _update_convolutions(self, weights: list[Tensor], group: dict[str, Any], position: int) -> None:
         if not weights:
             return
-        gradients = [weight.grad for weight in weights]
-        momenta = [self._buffer(weight, "momentum") for weight in weights]
+        momenta = [_matrix(self._buffer(weight, "momentum")) for weight in weights]
+        gradients = [_matrix(weight.grad, like=weight) for weight in weights]
+        weights = [_matrix(weight) for weight in weights]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        same_shape = defaultdict(list)
-        for weight, update in zip(weights, ahead, strict=True):
-            same_shape[len(weight), weight[0].numel()].append((weight, update))
-        for (rows, columns), members in same_shape.items():
-            updates = orthogonalise(
-                torch.stack([update.reshape(rows, columns) for _, update in members]), group["steps"]
-            )
-            # Keeps the size of what comes out of a layer independent of how much wider than its input it is.
-            scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
-            for (weight, _), update in zip(members, updates, strict=True):
-                weight.add_(update.reshape(weight.shape), alpha=scale)
+        update = partial(_orthogonal_updates, steps=group["steps"])
+        if ahead[0].device.type == "cuda":
+            update = self._replayed.setdefault((position, group["steps"]), Replayed(update))
+        torch._foreach_add_(weights, update(ahead), alpha=-group["lr"])
 
     def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
@@ -140,6 +165,10 @@ class MuonWithAuxAdam(Optimizer):
         torch._foreach_add_(sizes, group["eps"])
         rate = group["lr"] * group["other_lr"]
         torch._foreach_addcdiv_(parameters, means, sizes, -rate / (1 - beta1**taken))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch's, without graphs, which no file and no copy can hold."""
+        return {**super().__getstate__(), "_replayed": {}}
 
     def _buffer(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]

@@ -1,0 +1,177 @@
+"""A training's passes as CUDA graphs: recorded once, then launched whole.
+
+Small networks leave a GPU idle: launching their thousands of short kernels one by one takes the processor several
+times as long as the GPU takes to run them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Before a recording, so that the libraries choose and load their kernels outside it.
+_WARM_UP = 3
+
+
+class Replayed:
+    """A function of tensors on one GPU, replayed as a graph wherever it is given tensors of the same shapes again.
+
+    Shapes that come twice in a row are recorded, in place of earlier ones. Gradients are not tracked, and what the
+    function reads besides its arguments must stay where it lies.
+
+    Args:
+        function: of one list of tensors, to a list of tensors; it must not wait for the GPU.
+    """
+
+    def __init__(self, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self._function = function
+        self._shapes: list[torch.Size] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._given: list[Tensor] = []
+        self._results: list[Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What the function makes of ``tensors``; to be used before the next call, which may write over it."""
+        shapes = [tensor.shape for tensor in tensors]
+        if shapes != self._shapes:
+            self._shapes, self._graph = shapes, None
+            return self._function(tensors)
+        if self._graph is None:
+            self._given = [tensor.clone() for tensor in tensors]
+            self._graph = torch.cuda.CUDAGraph()
+            _warm_up(lambda: self._function(self._given))
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"), _casting_anew():
+                self._results = self._function(self._given)
+        torch._foreach_copy_(self._given, tensors)
+        self._graph.replay()
+        return self._results
+
+
+class GraphedTraining:
+    """A network whose forward and backward passes in training are replayed as CUDA graphs.
+
+    The same kernels as without, on the same numbers. A batch of a shape that came once only, such as the smaller last
+    one of an epoch, runs kernel by kernel, as does whatever a graph cannot hold; what would change the recording (a
+    frozen weight, another momentum of a batch norm) has it made anew.
+
+    Gradients lie where the next backward pass writes: one step has one batch.
+
+    Args:
+        network: on a GPU, images of N x C x H x W to logits.
+
+    Attributes:
+        problem: why nothing can be recorded; empty if that is not known to be so.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.problem = ""
+        self._modules = list(network.modules())
+        self._weights = list(network.parameters())
+        self._seen: Any = None
+        self._passes: _Passes | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        key = self._key(images)
+        if key != self._seen:
+            self._seen, self._passes = key, None
+            return self.network(images)
+        if self._passes is None:
+            if self.problem or not self._recordable():
+                return self.network(images)
+            try:
+                self._passes = _Passes(self.network, images)
+            except RuntimeError as error:
+                self.problem = str(error).strip().splitlines()[0]
+                rank_zero_warn(
+                    f"This training launches its kernels one by one, for no CUDA graph could be made: {self.problem}"
+                )
+                return self.network(images)
+        return _Replay.apply(self._passes, images, *self._passes.weights)
+
+    def _key(self, images: Tensor) -> Any:
+        """All that a recording depends on."""
+        modules = [(module.training, getattr(module, "momentum", None)) for module in self._modules]
+        weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._weights]
+        casts = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        return images.shape, images.dtype, casts, modules, weights
+
+    def _recordable(self) -> bool:
+        return all(
+            # Hooks would be called while it is recorded alone.
+            not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+            # A cumulative average asks the GPU for the number of batches.
+            and not (isinstance(module, nn.BatchNorm2d) and module.momentum is None)
+            for module in self._modules
+        )
+
+
+class _Passes:
+    """The recorded passes over batches of one shape, and where these lie."""
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self.weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self.images = images.clone(memory_format=torch.preserve_format)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Warming up changes batch norms' averages and draws what dropout drops.
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        drawn = torch.cuda.get_rng_state(images.device)
+        with torch.enable_grad():
+            _warm_up(lambda: torch.autograd.grad(network(self.images).sum(), self.weights, allow_unused=True))
+            for buffer, value in buffers:
+                buffer.detach().copy_(value)
+            torch.cuda.set_rng_state(drawn, images.device)
+            with torch.cuda.graph(self.forward, capture_error_mode="thread_local"), _casting_anew():
+                logits = network(self.images)
+            self.gradient = torch.zeros_like(logits)
+            with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
+                gradients = torch.autograd.grad(logits, self.weights, self.gradient, allow_unused=True)
+                # As the weights lie, so that autograd keeps them as they are and optimizers take them all at once.
+                self.gradients = [
+                    gradient
+                    if gradient is None or gradient.stride() == weight.stride()
+                    else torch.empty_like(weight).copy_(gradient)
+                    for gradient, weight in zip(gradients, self.weights, strict=True)
+                ]
+        self.logits = logits.detach()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: _Passes, images: Tensor, *weights: Tensor) -> Tensor:
+        ctx.passes = passes
+        passes.images.copy_(images)
+        passes.forward.replay()
+        return passes.logits.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        passes = ctx.passes
+        passes.gradient.copy_(gradient)
+        passes.backward.replay()
+        return None, None, *(None if gradient is None else gradient.detach() for gradient in passes.gradients)
+
+
+def _warm_up(function: Callable[[], Sequence[Tensor]]) -> None:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), _casting_anew():
+        for _ in range(_WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _casting_anew() -> torch.autocast:
+    """Mixed precision, if it is on, without the casts that autocast keeps: they would be of the weights of one step."""
+    return torch.autocast(
+        "cuda",
+        dtype=torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,
+    )

@@ -1,0 +1,173 @@
+"""Training as CUDA graphs gives what the same kernels give one by one. Only a GPU has something to try."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hps_lightning import zoo
+from hps_lightning.engine import GraphedTraining, Replayed
+from hps_lightning.optim import MuonWithAuxAdam
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def repeatable(monkeypatch):
+    """The same kernels every time, so that equal means equal."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+def network(name="hps_06_05x", **arguments):
+    torch.manual_seed(0)
+    return zoo.find_variant(name).build(10, **arguments).cuda().to(memory_format=torch.channels_last).train()
+
+
+def batches(sizes, side=32):
+    generator = torch.Generator().manual_seed(1)
+    for size in sizes:
+        images = torch.randn(size, 3, side, side, generator=generator)
+        labels = torch.randint(0, 10, (size,), generator=generator)
+        yield images.cuda().contiguous(memory_format=torch.channels_last), labels.cuda()
+
+
+def train(net, forward, sizes=(16, 16, 16, 16, 5, 16, 16, 16), mixed=True, side=32, before_step=None, after=None):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for step, (images, labels) in enumerate(batches(sizes, side)):
+        torch.cuda.manual_seed(step)
+        if before_step:
+            before_step(step, net)
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            loss = F.cross_entropy(forward(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if after:
+            after(step)
+    return losses
+
+
+def both_ways(make=network, **options):
+    """Trains the same network without and with graphs; returns what records them."""
+    plain, net = make(), make()
+    expected = train(plain, plain, **options)
+    graphed = GraphedTraining(net)
+    losses = train(net, graphed, **options)
+    assert losses == expected
+    for (name, value), other in zip(net.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    return graphed
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("name", ["hps_06_05x", "squeezenext_23_1x", "squeezenet_v1_1"])
+def test_weights_and_averages_become_the_same(name, mixed):
+    graphed = both_ways(lambda: network(name), mixed=mixed)
+    assert graphed._passes is not None
+    assert not graphed.problem
+
+
+def test_dropout_drops_the_same_and_anew_in_each_step():
+    both_ways(lambda: network(dropout=0.5))
+    graphed = GraphedTraining(network(dropout=0.5))
+    images, _ = next(batches([16]))
+    answers = []
+    for step in range(4):
+        torch.cuda.manual_seed(step)
+        answers.append(graphed(images).detach().clone())
+    assert not torch.equal(answers[2], answers[3])
+
+
+def test_what_changes_the_network_has_it_recorded_anew():
+    def freeze(step, net):
+        if step == 4:
+            net.stem.requires_grad_(False)
+            net.stem[1].momentum = 0.01
+
+    graphed = both_ways(sizes=[16] * 8, before_step=freeze)
+    assert len(graphed._passes.weights) < len(list(graphed.network.parameters()))
+
+
+def test_another_size_of_images_is_recorded_anew():
+    net = network()
+    graphed = GraphedTraining(net)
+    for side in (24, 24, 32, 32):
+        images, _ = next(batches([8], side))
+        before = copy.deepcopy(net)
+        torch.testing.assert_close(graphed(images), before(images))
+    assert graphed._passes.images.shape[-1] == 32
+
+
+def test_a_single_smaller_batch_is_not_recorded():
+    graphed = GraphedTraining(network())
+    sizes = []
+    train(graphed.network, graphed, sizes=(16, 16, 5), after=lambda step: sizes.append(graphed._passes))
+    assert [passes is None for passes in sizes] == [True, False, True]
+
+
+def test_hooks_and_cumulative_averages_stay_without_a_recording():
+    hooked = network()
+    seen = []
+    hooked.pool.register_forward_hook(lambda *_: seen.append(1))
+    train(hooked, GraphedTraining(hooked), sizes=[8] * 4)
+    assert len(seen) == 4
+
+    def average(step, net):
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+
+    assert both_ways(sizes=[8] * 4, before_step=average)._passes is None
+
+
+def test_what_a_graph_cannot_hold_is_trained_without_and_said():
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, images):
+            return self.inner(images) * float(images.mean().abs().item() + 1)
+
+    net = Waits()
+    graphed = GraphedTraining(net)
+    with pytest.warns(UserWarning, match="kernels one by one"):
+        losses = train(net, graphed, sizes=[8] * 4)
+    assert graphed.problem
+    assert losses == train(plain := Waits(), plain, sizes=[8] * 4)
+
+
+def test_a_replayed_function_takes_new_values_and_new_shapes():
+    doubled = Replayed(lambda tensors: [tensor * 2 for tensor in tensors])
+    for size in (3, 3, 3, 4, 4, 3):
+        given = [torch.randn(size, device="cuda"), torch.randn(2, size, device="cuda")]
+        for result, tensor in zip(doubled(given), given, strict=True):
+            assert torch.equal(result, tensor * 2)
+
+
+def test_muon_takes_the_same_steps_on_a_gpu_as_on_a_cpu():
+    on_gpu = network("hps_14_1x")
+    on_cpu = copy.deepcopy(on_gpu).cpu()
+    ours, theirs = (MuonWithAuxAdam(net.parameters(), lr=0.02, weight_decay=0.01) for net in (on_gpu, on_cpu))
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        for gpu, cpu in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+            cpu.grad = torch.randn(cpu.shape, generator=generator).contiguous(
+                memory_format=torch.channels_last if cpu.ndim == 4 else torch.contiguous_format
+            )
+            gpu.grad = cpu.grad.cuda()
+        for optimizer in (ours, theirs):
+            optimizer.param_groups[0]["lr"] = 0.02 / (step + 1)
+            optimizer.step()
+        # As a resumed training finds it.
+        if step == 3:
+            copied = copy.deepcopy(ours.state_dict())
+            ours = MuonWithAuxAdam(on_gpu.parameters())
+            ours.load_state_dict(copied)
+    for gpu, cpu in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-3, atol=1e-4)
