@@ -99,6 +99,11 @@ def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule
             f"together under trainer.precision {trainer.precision}, where a fused optimizer scales the "
             "gradients itself; leave optimizer.fused out."
         )
+    if scales and _scales_gradients(trainer) and optimizer.defaults.get("momentum"):
+        raise UserError(
+            f"optimizer.fused true and trainer.precision {trainer.precision} do not go together with a momentum, which "
+            "would have no value after the first steps, whose scaled gradients overflow; leave optimizer.fused out."
+        )
     _check_monitors(trainer, model, schedule.get("monitor"), validates)
     for callback in trainer.callbacks:
         if isinstance(callback, Distillation):

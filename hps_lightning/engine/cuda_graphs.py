@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 # Before a recording, so that the libraries choose and load their kernels outside it.
 _WARM_UP = 3
@@ -115,22 +116,33 @@ class _Passes:
     """The recorded passes over batches of one shape, and where these lie."""
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self.weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self.images = images.clone(memory_format=torch.preserve_format)
+        named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self.weights = list(named.values())
+        self.images = images.clone()
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+
+        def passes_forward() -> tuple[Tensor, list[Tensor]]:
+            # Not by the weights themselves: autograd ties those to the stream on which the last loss was computed.
+            aliases = {name: weight.detach().requires_grad_() for name, weight in named.items()}
+            return functional_call(network, aliases, self.images), list(aliases.values())
+
+        def passes() -> None:
+            logits, weights = passes_forward()
+            torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+
         # Warming up changes batch norms' averages and draws what dropout drops.
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         drawn = torch.cuda.get_rng_state(images.device)
-        with torch.enable_grad():
-            _warm_up(lambda: torch.autograd.grad(network(self.images).sum(), self.weights, allow_unused=True))
+        try:
+            _warm_up(passes)
             for buffer, value in buffers:
-                buffer.detach().copy_(value)
+                buffer.copy_(value)
             torch.cuda.set_rng_state(drawn, images.device)
             with torch.cuda.graph(self.forward, capture_error_mode="thread_local"), _casting_anew():
-                logits = network(self.images)
+                logits, weights = passes_forward()
             self.gradient = torch.zeros_like(logits)
             with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
-                gradients = torch.autograd.grad(logits, self.weights, self.gradient, allow_unused=True)
+                gradients = torch.autograd.grad(logits, weights, self.gradient, allow_unused=True)
                 # As the weights lie, so that autograd keeps them as they are and optimizers take them all at once.
                 self.gradients = [
                     gradient
@@ -138,6 +150,13 @@ class _Passes:
                     else torch.empty_like(weight).copy_(gradient)
                     for gradient, weight in zip(gradients, self.weights, strict=True)
                 ]
+        except RuntimeError:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            # What broke off a recording leaves the generator in it.
+            sound = torch.Generator(images.device).set_state(drawn)
+            torch.cuda.default_generators[images.device.index].graphsafe_set_state(sound)
+            raise
         self.logits = logits.detach()
 
 

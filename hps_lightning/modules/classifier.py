@@ -241,11 +241,13 @@ class ImageClassifier(LightningModule):
         check_trainable(trainer)
         # Before StochasticWeightAveraging adds one of its own.
         self._planned_epochs = trainer.max_epochs
-        # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may.
+        # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may; and where the
+        # first steps are skipped, as in half precision, PyTorch's fused SGD goes on with a momentum of no value.
+        scales = getattr(trainer.precision_plugin, "scaler", None) is not None
         optimizer = build_optimizer(
             self.network,
             self.optimizer_spec,
-            fused=not trainer.gradient_clip_val,
+            fused=not trainer.gradient_clip_val and not scales,
             decay_norm_and_bias=self.decay_norm_and_bias,
         )
         # Loads the data, which tells the number of batches; max_steps may cut it short, so that it is no multiple.

@@ -35,6 +35,15 @@ def test_only_the_papers_protocol_looks_at_the_test_images_before_the_test(read,
     assert read == [*splits, "test"]
 
 
+# What a data module asks of a trainer.
+ON_ONE_CPU = {
+    "global_rank": 0,
+    "world_size": 1,
+    "overfit_batches": 0,
+    "strategy": SimpleNamespace(root_device=torch.device("cpu")),
+}
+
+
 def test_the_holdout_and_what_trains_are_all_training_images(read):
     everything = datamodule.load_images("digits", "train").images
     data = ImageDataModule("digits", protocol="holdout", val_fraction=0.25)
@@ -74,7 +83,7 @@ def test_an_evaluation_leaves_a_training_after_it_no_epoch_to_go_on_in():
     data = ImageDataModule("digits", batch_size=64)
     data.setup("fit")
     batches = len(data.train_dataloader())
-    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), global_rank=0, world_size=1, overfit_batches=0)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), **ON_ONE_CPU)
     data.load_state_dict({"epoch": 0, "batches": 3, "batch_size": 64})
     assert len(list(data.train_dataloader())) == batches
     data.trainer.state.fn = "fit"
@@ -99,9 +108,7 @@ def test_an_epoch_goes_on_with_its_own_images_in_their_order(monkeypatch, given,
         data.setup("fit")
         progress = SimpleNamespace(current=SimpleNamespace(processed=2, completed=2, ready=3))
         loop = SimpleNamespace(epoch_progress=progress, epoch_loop=SimpleNamespace(batch_progress=progress))
-        data.trainer = SimpleNamespace(
-            state=SimpleNamespace(fn="fit"), global_rank=0, world_size=1, overfit_batches=0, fit_loop=loop
-        )
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), fit_loop=loop, **ON_ONE_CPU)
         return data
 
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -575,6 +576,14 @@ def test_the_optimizer_updates_all_parameters_at_once():
     trainer = _trainer(max_epochs=1)
     trainer.fit(_linear(), _loader())
     assert trainer.optimizers[0].defaults["fused"] is True
+
+
+def test_where_first_steps_may_be_skipped_the_momentum_has_a_value():
+    # PyTorch's fused SGD makes room for it in a step that it skips.
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    trainer = _trainer(max_epochs=1, plugins=[plugin])
+    trainer.fit(_linear(optimizer=_sgd()), _loader())
+    assert not trainer.optimizers[0].defaults["fused"]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
