@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from hps_lightning import zoo
+from hps_lightning.callbacks.distillation import teacher_name
 from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weights
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.readers import load_images
@@ -96,6 +97,15 @@ def _training(config: dict[str, Any]) -> dict[str, Any]:
     return {part: config.get(part) for part in parts}
 
 
+def _teaching(source: Path) -> dict[str, Any] | None:
+    """Who taught, by today's names; None without a teacher."""
+    distillation = read_checkpoint(source)[RECORD_KEY].get("distillation")
+    if distillation is None:
+        return None
+    teacher = distillation["teacher"]
+    return {**distillation, "teacher": {**teacher, "name": teacher_name(teacher["model"])}}
+
+
 def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     """Writes weights, facts and configuration of the first run; returns its name.
 
@@ -118,7 +128,7 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     for run, seed in zip(runs, given, strict=True):
         if given.count(seed) > 1:
             raise UserError(f"{run} has the seed {seed}, as another run has; each seed counts once.")
-    teachers = [read_checkpoint(source)[RECORD_KEY].get("distillation") for source in sources]
+    teachers = [_teaching(source) for source in sources]
     for run, teacher in zip(runs, teachers, strict=True):
         if teacher != teachers[0]:
             raise UserError(f"{run} had another teacher than {runs[0]}; publish it by itself.")
@@ -137,6 +147,7 @@ def publish(runs: list[Path], command: str, into: Path | None = None) -> str:
     # The single epochs stay with the run.
     del facts["epochs"]
     facts["command"] = command
+    facts["distillation"] = teachers[0]
     facts["test"] = {
         "correct": int(right[0].sum()),
         "images": len(right[0]),
@@ -176,7 +187,7 @@ def add(runs: list[Path]) -> str:
         config = _config(run)
         if _training(config) != published:
             raise UserError(f"{run} differs from the published {name} in more than its seed.")
-        if read_checkpoint(source)[RECORD_KEY].get("distillation") != facts.get("distillation"):
+        if _teaching(source) != facts.get("distillation"):
             raise UserError(f"{run} had another teacher than the published {name}.")
         if config["seed_everything"] in seeds:
             raise UserError(f"The seed {config['seed_everything']} of {name} is counted already.")
@@ -198,6 +209,11 @@ def _taught(facts: dict[str, Any]) -> str:
     return f", distilled from `{distillation['teacher']['name']}`" if distillation else ""
 
 
+def _on(facts: dict[str, Any]) -> str:
+    gpu = facts["hardware"].get("gpu")
+    return f", {gpu}" if gpu else ""
+
+
 def table() -> str:
     """The Markdown table of all published networks."""
     lines = [
@@ -216,7 +232,7 @@ def table() -> str:
             f"| {_of_seeds(facts)} | {f'{paper.accuracy:.2f} %' if paper else '-'} "
             f"| {facts['network']['parameters']:,} "
             f"| {facts['network']['state_dict_bytes'] / 1e3:.1f} kB | {facts['time']['epochs']} "
-            f"| {facts['time']['total_seconds'] / 60:.0f} min |"
+            f"| {facts['time']['total_seconds'] / 60:.0f} min{_on(facts)} |"
         )
         commands.append(f"- `{name}`, {dataset}: `{facts['command']}`")
     return "\n".join(

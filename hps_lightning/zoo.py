@@ -149,12 +149,41 @@ def find_name(family: str | None, arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
+def describe(family: str, arguments: Mapping[str, Any]) -> str:
+    """What a network is called in words: its name, "hps_14_1x with width 4" where that alone is another, or its family.
+
+    Args:
+        family: a key of :data:`FAMILIES`.
+        arguments: as :func:`find_name` takes them.
+    """
+    name = find_name(family, arguments)
+    if name is not None:
+        return name
+    # Of several, the one by whose channels widths are counted.
+    near = [
+        (abs(variant.arguments.get("width", 1) - 1), variant.name)
+        for variant in ZOO.values()
+        if variant.family == family and _differing(variant, arguments) == ["width"]
+    ]
+    return f"{min(near)[1]} with width {arguments['width']:g}" if near else family
+
+
 def _is(variant: Variant, arguments: Mapping[str, Any]) -> bool:
+    return not _differing(variant, arguments)
+
+
+def _differing(variant: Variant, arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the arguments that are not the variant's."""
     parameters = inspect.signature(FAMILIES[variant.family]).parameters
     defaults = {name: parameters[name].default for name in _COMPUTE if name in parameters}
-    return all(arguments.get(name) == value for name, value in variant.arguments.items()) and all(
-        arguments.get(name, default) == default for name, default in defaults.items() if name not in variant.arguments
-    )
+    return [
+        *(name for name, value in variant.arguments.items() if arguments.get(name) != value),
+        *(
+            name
+            for name, default in defaults.items()
+            if name not in variant.arguments and arguments.get(name, default) != default
+        ),
+    ]
 
 
 def find_variant(name: str) -> Variant:

@@ -143,3 +143,16 @@ def test_arguments_of_no_variant_have_no_name():
     assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.5, "resolution": 0.5}) is None
     assert zoo.find_name("hps", {"stages": [1, 1, 1, 1], "width": 0.5, "activation": "elu"}) is None
     assert zoo.find_name(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "words"),
+    [
+        ("hps", {"stages": [1, 2, 8, 1], "width": 1.0, "dropout": 0.3}, "hps_14_1x"),
+        ("hps", {"stages": [1, 2, 8, 1], "width": 4.0}, "hps_14_1x with width 4"),
+        ("hps", {"stages": [1, 2, 8, 1], "width": 1.0, "activation": "elu"}, "hps"),
+        ("hps", {"stages": [3, 3, 3, 3], "width": 4.0}, "hps"),
+    ],
+)
+def test_a_network_is_described_by_its_name_and_another_width(family, arguments, words):
+    assert zoo.describe(family, arguments) == words

@@ -11,13 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hps_lightning import zoo
 from hps_lightning.bluebox.board.folding import fold
 from hps_lightning.checkpoint import load_classifier, read_checkpoint
 from hps_lightning.data.checksums import digest
 from hps_lightning.engine import Replayed
 from hps_lightning.errors import UserError
 from hps_lightning.modules import CLASSIFIERS, RECORD_KEY, ImageClassifier
-from hps_lightning.zoo import find_name
 
 
 class Distillation(Callback):
@@ -98,7 +98,7 @@ class Distillation(Callback):
     def record(self) -> dict[str, Any]:
         """Who teaches and how, in plain types.
 
-        Keys: ``teacher`` (``name``, that of the zoo or of its family, ``model``, ``protocol`` and ``sha256``
+        Keys: ``teacher`` (``name``, see :func:`teacher_name`, ``model``, ``protocol`` and ``sha256``
         of its file), ``weight``, ``temperature``.
         """
         model = self._teacher["model"]
@@ -116,9 +116,7 @@ class Distillation(Callback):
         }
 
     def _name(self) -> str:
-        model = self._teacher["model"]
-        family = next(key for key, value in CLASSIFIERS.items() if value.__name__ == model["class_path"])
-        return find_name(family, model["init_args"]) or family
+        return teacher_name(self._teacher["model"])
 
     def __str__(self) -> str:
         """Who teaches and how, in words."""
@@ -177,6 +175,12 @@ class Distillation(Callback):
                 f"Distillation: {self.teacher} is not the teacher that this training began with; its file had the "
                 f"SHA-256 {state_dict['sha256']}."
             )
+
+
+def teacher_name(model: Mapping[str, Any]) -> str:
+    """What a teacher is called, as :func:`hps_lightning.zoo.describe` does, by the ``model`` of its record."""
+    family = next(key for key, value in CLASSIFIERS.items() if value.__name__ == model["class_path"])
+    return zoo.describe(family, model["init_args"])
 
 
 def _split(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -56,9 +56,12 @@ def test_weights_facts_and_configuration_are_published_under_the_zoos_name(run, 
 def test_a_seed_with_another_teacher_is_another_training(run, folder, tmp_path):
     other = reseed(Path(shutil.copytree(run, tmp_path / "runs" / "hps_06_05x-digits" / "version_1")), 1)
     publish.publish([run, other], "hps fit ...")
-    change(other, distillation={"teacher": {"sha256": "0"}})
+    wide = {"class_path": "HPSClassifier", "init_args": {"stages": [1, 1, 1, 1], "width": 2.0}}
+    change(other, distillation={"teacher": {"sha256": "0", "model": wide}})
     with pytest.raises(UserError, match="version_1 had another teacher than"):
         publish.publish([run, other], "hps fit ...")
+    publish.publish([other], "hps fit ...")
+    assert "| `hps_06_05x`, distilled from `hps_06_1x with width 2` | digits |" in publish.table()
 
 
 def test_a_seed_counts_once(run, folder):

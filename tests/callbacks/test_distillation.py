@@ -116,7 +116,7 @@ def test_the_checkpoint_says_who_taught_and_holds_nothing_else_of_it(tmp_path, t
     assert set(content["state_dict"]) == set(HPSClassifier(**ARGUMENTS).state_dict())
     said = content[RECORD_KEY]["distillation"]
     assert (said["weight"], said["temperature"]) == (0.5, 3.0)
-    assert said["teacher"]["name"] == "mobilenet"
+    assert said["teacher"]["name"] == "mobilenet with width 0.1"
     assert said["teacher"]["protocol"] == "holdout"
     assert said["teacher"]["model"]["init_args"]["width"] == 0.1
     assert str(tmp_path) not in str(content[RECORD_KEY])

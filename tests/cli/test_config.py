@@ -107,6 +107,7 @@ def test_fast_recipe_trains_the_network_of_its_name(hps, name):
         "hps_14_1x-cifar100",
         "hps_21_1x_v3-cifar10",
         "squeezenet_v1_1-cifar10",
+        "squeezenext_23_1x-cifar10",
     ],
 )
 def test_fast_recipe_made_the_published_network(hps, name):

@@ -61,9 +61,7 @@ def test_a_fused_step_without_a_first_momentum_is_refused(tmp_path, monkeypatch)
     # As under 16-mixed, for which Lightning takes bf16-mixed on a CPU.
     monkeypatch.setattr("hps_lightning.cli.preflight._scales_gradients", lambda trainer: True)
     argv = [*DIGITS, "--trainer.precision=bf16-mixed", "--optimizer=SGD", "--optimizer.momentum=0.9"]
-    with pytest.raises(
-        UserError, match=r"^optimizer.fused true and trainer.precision .* with a momentum, .* leave o"
-    ):
+    with pytest.raises(UserError, match=r"^optimizer.fused true and trainer.precision .* with a momentum, .* leave o"):
         prepare([*argv, "--optimizer.fused=true"])
     prepare([*argv, "--optimizer.fused=false"])
 
