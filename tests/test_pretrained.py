@@ -58,7 +58,7 @@ def test_the_table_is_that_of_the_facts():
     for name in PUBLISHED:
         facts = json.loads((pretrained.published_folder() / f"{name}.json").read_text(encoding="utf-8"))
         # A network that another one taught says so behind its name.
-        pattern = rf"\| `{split(name)[0]}`(, distilled from `\w+`)? \| {split(name)[1]} \|"
+        pattern = rf"\| `{split(name)[0]}`(, distilled from `[\w ]+`)? \| {split(name)[1]} \|"
         row = next(line for line in text.splitlines() if re.match(pattern, line))
         assert ("distilled" in row) == (facts.get("distillation") is not None)
         assert f"{facts['test']['correct']:,} of {facts['test']['images']:,}" in row

@@ -135,8 +135,7 @@ class Distillation(Callback):
         """Takes the teacher to where the network is, and into its loss."""
         own = next(pl_module.network.parameters())
         self._network.to(own.device, own.dtype)
-        if pl_module.graphed:
-            self._graphed = Replayed(lambda tensors: [self._network(tensors[0])])
+        self._graphed = Replayed(lambda tensors: [self._network(tensors[0])]) if pl_module.graphed else None
         pl_module.distillation = self
 
     def loss(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:

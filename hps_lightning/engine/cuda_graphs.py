@@ -4,7 +4,7 @@ Small networks leave a GPU idle: launching their thousands of short kernels one 
 times as long as the GPU takes to run them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,33 +29,23 @@ class Replayed:
 
     def __init__(self, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self._function = function
-        self._shapes: list[torch.Size] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._given: list[Tensor] = []
-        self._results: list[Tensor] = []
+        self._recordings = _Recordings()
 
     @torch.no_grad()
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """What the function makes of ``tensors``; to be used before the next call, which may write over it."""
-        shapes = [tensor.shape for tensor in tensors]
-        if shapes != self._shapes:
-            self._shapes, self._graph = shapes, None
+        call = self._recordings.find([tensor.shape for tensor in tensors], lambda: _Call(self._function, tensors))
+        if call is None:
             return self._function(tensors)
-        if self._graph is None:
-            self._given = [tensor.clone() for tensor in tensors]
-            self._graph = torch.cuda.CUDAGraph()
-            _warm_up(lambda: self._function(self._given))
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"), _casting_anew():
-                self._results = self._function(self._given)
-        torch._foreach_copy_(self._given, tensors)
-        self._graph.replay()
-        return self._results
+        torch._foreach_copy_(call.given, tensors)
+        call.graph.replay()
+        return call.results
 
 
 class GraphedTraining:
     """A network whose forward and backward passes in training are replayed as CUDA graphs.
 
-    The same kernels as without, on the same numbers. A batch of a shape that came once only, such as the smaller last
+    The same kernels as without, on the same numbers. A batch of a shape that comes once only, such as the smaller last
     one of an epoch, runs kernel by kernel, as does whatever a graph cannot hold; what would change the recording (a
     frozen weight, another momentum of a batch norm) has it made anew.
 
@@ -73,27 +63,14 @@ class GraphedTraining:
         self.problem = ""
         self._modules = list(network.modules())
         self._weights = list(network.parameters())
-        self._seen: Any = None
-        self._passes: _Passes | None = None
+        self._recordings = _Recordings()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
-        key = self._key(images)
-        if key != self._seen:
-            self._seen, self._passes = key, None
+        passes = self._recordings.find(self._key(images), lambda: self._record(images))
+        if passes is None:
             return self.network(images)
-        if self._passes is None:
-            if self.problem or not self._recordable():
-                return self.network(images)
-            try:
-                self._passes = _Passes(self.network, images)
-            except RuntimeError as error:
-                self.problem = str(error).strip().splitlines()[0]
-                rank_zero_warn(
-                    f"This training launches its kernels one by one, for no CUDA graph could be made: {self.problem}"
-                )
-                return self.network(images)
-        return _Replay.apply(self._passes, images, *self._passes.weights)
+        return _Replay.apply(passes, images, *passes.weights)
 
     def _key(self, images: Tensor) -> Any:
         """All that a recording depends on."""
@@ -101,6 +78,18 @@ class GraphedTraining:
         weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._weights]
         casts = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         return images.shape, images.dtype, casts, modules, weights
+
+    def _record(self, images: Tensor) -> "_Passes | None":
+        if self.problem or not self._recordable():
+            return None
+        try:
+            return _Passes(self.network, images)
+        except RuntimeError as error:
+            self.problem = str(error).strip().splitlines()[0]
+            rank_zero_warn(
+                f"This training launches its kernels one by one, for no CUDA graph could be made: {self.problem}"
+            )
+            return None
 
     def _recordable(self) -> bool:
         return all(
@@ -110,6 +99,42 @@ class GraphedTraining:
             and not (isinstance(module, nn.BatchNorm2d) and module.momentum is None)
             for module in self._modules
         )
+
+
+class _Recordings:
+    """The newest recording, and what decides whether another one takes its place: that its key comes twice in a row.
+
+    So the smaller last batch of an epoch costs none.
+    """
+
+    def __init__(self) -> None:
+        self._recording: Any = None
+        self._recorded: Any = None
+        self._last: Any = None
+
+    def find(self, key: Any, record: Callable[[], Any]) -> Any:
+        """The recording for ``key``, made by ``record`` if need be; None where there is none."""
+        if self._recording is not None and key == self._recorded:
+            self._last = key
+            return self._recording
+        if key == self._last:
+            # Its memory first.
+            self._recording = None
+            self._recording, self._recorded = record(), key
+            return self._recording
+        self._last = key
+        return None
+
+
+class _Call:
+    """A recorded call of a function of tensors, and where these lie."""
+
+    def __init__(self, function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]) -> None:
+        self.given = [tensor.clone() for tensor in tensors]
+        self.graph = torch.cuda.CUDAGraph()
+        _warm_up(lambda: function(self.given))
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"), _casting_anew():
+            self.results = function(self.given)
 
 
 class _Passes:
@@ -177,7 +202,7 @@ class _Replay(torch.autograd.Function):
         return None, None, *(None if gradient is None else gradient.detach() for gradient in passes.gradients)
 
 
-def _warm_up(function: Callable[[], Sequence[Tensor]]) -> None:
+def _warm_up(function: Callable[[], Any]) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), _casting_anew():

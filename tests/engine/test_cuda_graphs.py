@@ -1,17 +1,53 @@
-"""Training as CUDA graphs gives what the same kernels give one by one. Only a GPU has something to try."""
+"""Training as CUDA graphs gives what the same kernels give one by one.
+
+What is recorded, and when, is tried without a GPU too, where each replay runs kernel by kernel.
+"""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from hps_lightning import zoo
-from hps_lightning.engine import GraphedTraining, Replayed
+from hps_lightning.engine import GraphedTraining, Replayed, cuda_graphs
 from hps_lightning.optim import MuonWithAuxAdam
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+needs_gpu = pytest.mark.skipif(not GPU, reason="there is no CUDA GPU")
+
+
+class PassesOfACPU:
+    """As the recorded passes, which begin with the values of the weights as they are at each replay."""
+
+    def __init__(self, network, images):
+        self.named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self.weights = list(self.named.values())
+        self.network, self.images = network, images.clone()
+        self.forward, self.backward = SimpleNamespace(replay=self._forward), SimpleNamespace(replay=self._backward)
+
+    def _forward(self):
+        aliases = {name: weight.detach().requires_grad_() for name, weight in self.named.items()}
+        with torch.enable_grad():
+            self.output = functional_call(self.network, aliases, self.images)
+        self.aliases = list(aliases.values())
+        self.logits, self.gradient = self.output.detach(), torch.zeros_like(self.output)
+
+    def _backward(self):
+        self.gradients = torch.autograd.grad(self.output, self.aliases, self.gradient)
+
+
+class CallOfACPU:
+    def __init__(self, function, tensors):
+        self.function, self.given = function, [tensor.clone() for tensor in tensors]
+        self.graph = SimpleNamespace(replay=self._replay)
+
+    def _replay(self):
+        self.results = self.function(self.given)
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +55,14 @@ def repeatable(monkeypatch):
     """The same kernels every time, so that equal means equal."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    if not GPU:
+        monkeypatch.setattr(cuda_graphs, "_Passes", PassesOfACPU)
+        monkeypatch.setattr(cuda_graphs, "_Call", CallOfACPU)
 
 
 def network(name="hps_06_05x", **arguments):
     torch.manual_seed(0)
-    return zoo.find_variant(name).build(10, **arguments).cuda().to(memory_format=torch.channels_last).train()
+    return zoo.find_variant(name).build(10, **arguments).to(DEVICE, memory_format=torch.channels_last).train()
 
 
 def batches(sizes, side=32):
@@ -31,17 +70,17 @@ def batches(sizes, side=32):
     for size in sizes:
         images = torch.randn(size, 3, side, side, generator=generator)
         labels = torch.randint(0, 10, (size,), generator=generator)
-        yield images.cuda().contiguous(memory_format=torch.channels_last), labels.cuda()
+        yield images.to(DEVICE).contiguous(memory_format=torch.channels_last), labels.to(DEVICE)
 
 
-def train(net, forward, sizes=(16, 16, 16, 16, 5, 16, 16, 16), mixed=True, side=32, before_step=None, after=None):
+def train(net, forward, sizes=(16, 16, 16, 16, 5, 16, 16, 16), mixed=GPU, side=32, before_step=None, after=None):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for step, (images, labels) in enumerate(batches(sizes, side)):
-        torch.cuda.manual_seed(step)
+        torch.manual_seed(step)
         if before_step:
             before_step(step, net)
-        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=mixed):
             loss = F.cross_entropy(forward(images).float(), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -64,14 +103,15 @@ def both_ways(make=network, **options):
     return graphed
 
 
-@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("mixed", [True, False] if GPU else [False])
 @pytest.mark.parametrize("name", ["hps_06_05x", "squeezenext_23_1x", "squeezenet_v1_1"])
 def test_weights_and_averages_become_the_same(name, mixed):
     graphed = both_ways(lambda: network(name), mixed=mixed)
-    assert graphed._passes is not None
+    assert graphed._recordings._recording is not None
     assert not graphed.problem
 
 
+@needs_gpu
 def test_dropout_drops_the_same_and_anew_in_each_step():
     both_ways(lambda: network(dropout=0.5))
     graphed = GraphedTraining(network(dropout=0.5))
@@ -90,7 +130,7 @@ def test_what_changes_the_network_has_it_recorded_anew():
             net.stem[1].momentum = 0.01
 
     graphed = both_ways(sizes=[16] * 8, before_step=freeze)
-    assert len(graphed._passes.weights) < len(list(graphed.network.parameters()))
+    assert len(graphed._recordings._recording.weights) < len(list(graphed.network.parameters()))
 
 
 def test_another_size_of_images_is_recorded_anew():
@@ -100,14 +140,16 @@ def test_another_size_of_images_is_recorded_anew():
         images, _ = next(batches([8], side))
         before = copy.deepcopy(net)
         torch.testing.assert_close(graphed(images), before(images))
-    assert graphed._passes.images.shape[-1] == 32
+    assert graphed._recordings._recording.images.shape[-1] == 32
 
 
-def test_a_single_smaller_batch_is_not_recorded():
-    graphed = GraphedTraining(network())
-    sizes = []
-    train(graphed.network, graphed, sizes=(16, 16, 5), after=lambda step: sizes.append(graphed._passes))
-    assert [passes is None for passes in sizes] == [True, False, True]
+def test_a_single_smaller_batch_is_not_recorded_and_costs_no_recording():
+    graphed, found = GraphedTraining(network()), []
+    sizes = (16, 16, 16, 5, 16, 5, 5, 16)
+    train(graphed.network, graphed, sizes, after=lambda step: found.append(graphed._recordings._recording))
+    first, smaller = found[1], found[6]
+    assert found == [None, first, first, first, first, first, smaller, smaller]
+    assert (len(first.images), len(smaller.images)) == (16, 5)
 
 
 def test_hooks_and_cumulative_averages_stay_without_a_recording():
@@ -122,9 +164,10 @@ def test_hooks_and_cumulative_averages_stay_without_a_recording():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
 
-    assert both_ways(sizes=[8] * 4, before_step=average)._passes is None
+    assert both_ways(sizes=[8] * 4, before_step=average)._recordings._recording is None
 
 
+@needs_gpu
 def test_what_a_graph_cannot_hold_is_trained_without_and_said():
     class Waits(nn.Module):
         def __init__(self):
@@ -144,12 +187,14 @@ def test_what_a_graph_cannot_hold_is_trained_without_and_said():
 
 def test_a_replayed_function_takes_new_values_and_new_shapes():
     doubled = Replayed(lambda tensors: [tensor * 2 for tensor in tensors])
-    for size in (3, 3, 3, 4, 4, 3):
-        given = [torch.randn(size, device="cuda"), torch.randn(2, size, device="cuda")]
+    for size in (3, 3, 3, 4, 3, 4, 4, 3):
+        given = [torch.randn(size, device=DEVICE), torch.randn(2, size, device=DEVICE)]
         for result, tensor in zip(doubled(given), given, strict=True):
             assert torch.equal(result, tensor * 2)
+    assert [len(tensor) for tensor in doubled._recordings._recording.given] == [4, 2]
 
 
+@needs_gpu
 def test_muon_takes_the_same_steps_on_a_gpu_as_on_a_cpu():
     on_gpu = network("hps_14_1x")
     on_cpu = copy.deepcopy(on_gpu).cpu()
