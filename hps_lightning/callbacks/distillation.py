@@ -138,6 +138,10 @@ class Distillation(Callback):
         self._graphed = Replayed(lambda tensors: [self._network(tensors[0])]) if pl_module.graphed else None
         pl_module.distillation = self
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives back the GPU's memory that a graph holds."""
+        self._graphed = None
+
     def loss(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """The loss of a batch with the teacher's part in it.
 

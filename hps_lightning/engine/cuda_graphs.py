@@ -4,7 +4,8 @@ Small networks leave a GPU idle: launching their thousands of short kernels one 
 times as long as the GPU takes to run them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from torch.func import functional_call
 
 # Before a recording, so that the libraries choose and load their kernels outside it.
 _WARM_UP = 3
+
+# What callbacks set on a module to change how it computes, and what a module calls besides.
+_SETTINGS = ("training", "momentum", "resolution", "p")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Replayed:
@@ -46,84 +51,104 @@ class GraphedTraining:
     """A network whose forward and backward passes in training are replayed as CUDA graphs.
 
     The same kernels as without, on the same numbers. A batch of a shape that comes once only, such as the smaller last
-    one of an epoch, runs kernel by kernel, as does whatever a graph cannot hold; what would change the recording (a
-    frozen weight, another momentum of a batch norm) has it made anew.
+    one of an epoch, runs kernel by kernel, as does whatever a graph cannot hold; what changes how the network computes
+    (a frozen weight, another resolution, another momentum of a batch norm) has it recorded anew.
 
-    Gradients lie where the next backward pass writes: one step has one batch.
+    Gradients lie where the next passes write, so that one step has one batch: each forward pass forgets them.
 
     Args:
         network: on a GPU, images of N x C x H x W to logits.
-
-    Attributes:
-        problem: why nothing can be recorded; empty if that is not known to be so.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.problem = ""
         self._modules = list(network.modules())
         self._weights = list(network.parameters())
         self._recordings = _Recordings()
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be recorded; empty if that is not known to be so."""
+        return self._recordings.problem
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
         passes = self._recordings.find(self._key(images), lambda: self._record(images))
         if passes is None:
             return self.network(images)
+        for weight in passes.weights:
+            weight.grad = None
         return _Replay.apply(passes, images, *passes.weights)
 
     def _key(self, images: Tensor) -> Any:
         """All that a recording depends on."""
-        modules = [(module.training, getattr(module, "momentum", None)) for module in self._modules]
+        modules = [
+            (*map(vars(module).get, _SETTINGS), _hooked(module), *map(_address, module._buffers.values()))
+            for module in self._modules
+        ]
         weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._weights]
         casts = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         return images.shape, images.dtype, casts, modules, weights
 
     def _record(self, images: Tensor) -> "_Passes | None":
-        if self.problem or not self._recordable():
-            return None
-        try:
-            return _Passes(self.network, images)
-        except RuntimeError as error:
-            self.problem = str(error).strip().splitlines()[0]
-            rank_zero_warn(
-                f"This training launches its kernels one by one, for no CUDA graph could be made: {self.problem}"
-            )
-            return None
+        return _Passes(self.network, images) if self._recordable() else None
 
     def _recordable(self) -> bool:
-        return all(
+        # It looks at each gradient of the backward pass.
+        return not torch.is_anomaly_enabled() and all(
             # Hooks would be called while it is recorded alone.
-            not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+            not _hooked(module)
             # A cumulative average asks the GPU for the number of batches.
             and not (isinstance(module, nn.BatchNorm2d) and module.momentum is None)
             for module in self._modules
         )
 
 
+def _hooked(module: nn.Module) -> bool:
+    return any(vars(module).get(hooks) for hooks in _HOOKS)
+
+
+def _address(buffer: Tensor | None) -> int | None:
+    return None if buffer is None else buffer.data_ptr()
+
+
 class _Recordings:
     """The newest recording, and what decides whether another one takes its place: that its key comes twice in a row.
 
     So the smaller last batch of an epoch costs none.
+
+    Attributes:
+        problem: why the last recording failed, after which there is none.
     """
 
     def __init__(self) -> None:
+        self.problem = ""
         self._recording: Any = None
         self._recorded: Any = None
         self._last: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of what was recorded, which no file and no copy can hold."""
+        return vars(_Recordings())
 
     def find(self, key: Any, record: Callable[[], Any]) -> Any:
         """The recording for ``key``, made by ``record`` if need be; None where there is none."""
         if self._recording is not None and key == self._recorded:
             self._last = key
             return self._recording
-        if key == self._last:
-            # Its memory first.
-            self._recording = None
+        again, self._last = key == self._last, key
+        if not again or self.problem:
+            return None
+        # Its memory first.
+        self._recording = None
+        try:
             self._recording, self._recorded = record(), key
-            return self._recording
-        self._last = key
-        return None
+        except RuntimeError as error:
+            self.problem = str(error).strip().splitlines()[0]
+            rank_zero_warn(
+                f"This training launches kernels one by one, for no CUDA graph of them could be made: {self.problem}"
+            )
+        return self._recording
 
 
 class _Call:
@@ -132,9 +157,10 @@ class _Call:
     def __init__(self, function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]) -> None:
         self.given = [tensor.clone() for tensor in tensors]
         self.graph = torch.cuda.CUDAGraph()
-        _warm_up(lambda: function(self.given))
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"), _casting_anew():
-            self.results = function(self.given)
+        with _recording_on(tensors[0].device) as stream:
+            _warm_up(lambda: function(self.given), stream)
+            with _captured(self.graph, stream):
+                self.results = function(self.given)
 
 
 class _Passes:
@@ -158,15 +184,17 @@ class _Passes:
         # Warming up changes batch norms' averages and draws what dropout drops.
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         drawn = torch.cuda.get_rng_state(images.device)
-        try:
-            _warm_up(passes)
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        with _recording_on(images.device) as stream:
+            try:
+                _warm_up(passes, stream)
+            finally:
+                for buffer, value in buffers:
+                    buffer.copy_(value)
             torch.cuda.set_rng_state(drawn, images.device)
-            with torch.cuda.graph(self.forward, capture_error_mode="thread_local"), _casting_anew():
+            with _captured(self.forward, stream):
                 logits, weights = passes_forward()
             self.gradient = torch.zeros_like(logits)
-            with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
+            with _captured(self.backward, stream, self.forward.pool()):
                 gradients = torch.autograd.grad(logits, weights, self.gradient, allow_unused=True)
                 # As the weights lie, so that autograd keeps them as they are and optimizers take them all at once.
                 self.gradients = [
@@ -175,13 +203,6 @@ class _Passes:
                     else torch.empty_like(weight).copy_(gradient)
                     for gradient, weight in zip(gradients, self.weights, strict=True)
                 ]
-        except RuntimeError:
-            for buffer, value in buffers:
-                buffer.copy_(value)
-            # What broke off a recording leaves the generator in it.
-            sound = torch.Generator(images.device).set_state(drawn)
-            torch.cuda.default_generators[images.device.index].graphsafe_set_state(sound)
-            raise
         self.logits = logits.detach()
 
 
@@ -202,13 +223,32 @@ class _Replay(torch.autograd.Function):
         return None, None, *(None if gradient is None else gradient.detach() for gradient in passes.gradients)
 
 
-def _warm_up(function: Callable[[], Any]) -> None:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+@contextmanager
+def _recording_on(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Gives the stream to record on; what fails leaves the current stream and the random generator usable."""
+    drawn = torch.cuda.get_rng_state(device)
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream(device)):
+            yield torch.cuda.Stream(device)
+    except RuntimeError:
+        # What broke off a recording leaves the generator in it.
+        sound = torch.Generator(device).set_state(drawn)
+        torch.cuda.default_generators[device.index].graphsafe_set_state(sound)
+        raise
+
+
+@contextmanager
+def _captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"), _casting_anew():
+        yield
+
+
+def _warm_up(function: Callable[[], Any], stream: torch.cuda.Stream) -> None:
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream), _casting_anew():
         for _ in range(_WARM_UP):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
 
 
 def _casting_anew() -> torch.autocast:

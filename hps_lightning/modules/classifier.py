@@ -14,7 +14,14 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from hps_lightning import __version__
-from hps_lightning.engine import FusedTraining, GraphedTraining, NativeUnavailableError, keep_freed_memory
+from hps_lightning.engine import (
+    EAGER_VARIABLE,
+    FusedTraining,
+    GraphedTraining,
+    NativeUnavailableError,
+    eager,
+    keep_freed_memory,
+)
 from hps_lightning.errors import UserError
 from hps_lightning.modules.metrics import ImageMean
 from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule, spans_training
@@ -26,9 +33,6 @@ RECORD_FORMAT = 1
 
 _VALIDATION_KEY = "hps_lightning_validation"
 _STEPS_KEY = "hps_lightning_steps"
-
-EAGER_VARIABLE = "HPS_EAGER"
-"""Set to anything, this environment variable trains without kernels of our own and without graphs, for comparison."""
 
 FUSED_PRECISIONS = ("32-true", "bf16-mixed")
 """Lightning's names of what the fused kernels compute in; in others they leave the work to PyTorch's."""
@@ -120,13 +124,19 @@ class ImageClassifier(LightningModule):
             return
         if device == "cpu":
             keep_freed_memory()
-        if os.environ.get(EAGER_VARIABLE):
+        if eager():
             self.kernels = f"PyTorch's ({EAGER_VARIABLE} is set)"
         elif device == "cpu":
             self._prepare_fused()
         # Several processes share gradients while the backward pass goes on.
         elif isinstance(self.trainer.strategy, SingleDeviceStrategy):
-            self.graphed, self.kernels = GraphedTraining(self.network), "PyTorch's, in CUDA graphs"
+            self.graphed = GraphedTraining(self.network)
+            if self.trainer.accumulate_grad_batches == 1:
+                self.kernels = "PyTorch's, in CUDA graphs"
+
+    def teardown(self, stage: str) -> None:
+        """Gives back the GPU's memory that graphs hold, which would outlive the training."""
+        self.graphed = None
 
     def _prepare_fused(self) -> None:
         try:

@@ -4,8 +4,7 @@ Source: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 20
 of a small network has a few directions that outweigh all others; an orthogonal update moves
 along each of them equally, so that the weak ones are learned in fewer steps.
 pytorch_optimizer's needs its parameters in groups that no config can name, and takes each matrix
-by itself; here those of one shape are taken together, which is faster where matrices are small:
-4.0 ms a step against 7.2 for HPS-06-0.5x, 16.4 against 16.0 for HPS-21-1x-v3 (two cores).
+by itself; here those of one shape are taken together, which is faster where matrices are small.
 """
 
 from collections import defaultdict
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hps_lightning.engine.cuda_graphs import Replayed
+from hps_lightning.engine import Replayed, eager
 
 # The quintic whose iteration brings singular values near 1 in the fewest steps, from the source.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -53,20 +52,19 @@ def _orthogonal_updates(matrices: list[Tensor], steps: int) -> list[Tensor]:
         # Keeps the size of what comes out of a layer independent of how much wider than its input it is.
         scale = max(1.0, rows / columns) ** 0.5
         updates = orthogonalise(torch.stack([matrices[position] for position in positions]), steps) * scale
+        # In rows, as the weights are seen, so that all can be added at once.
+        updates = updates.contiguous()
         for position, update in zip(positions, updates.unbind(), strict=True):
             results[position] = update
     return results
 
 
-def _matrix(weight: Tensor, like: Tensor | None = None) -> Tensor:
-    """A convolution's weight, O x I x H x W, as O rows; a view in the order in which it, or ``like``, lies in memory.
+def _in_order(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A convolution's weight, or what belongs to it, O x I x H x W, with its axes in the order in which weights lie.
 
-    The order of the columns means nothing to what is orthogonal, and memory that is read as it lies is read fast.
+    The order of a matrix's columns means nothing to what is orthogonal; memory that is read as it lies is read fast.
     """
-    order = weight if like is None else like
-    if order.is_contiguous(memory_format=torch.channels_last):
-        weight = weight.permute(0, 2, 3, 1)
-    return weight.view(len(weight), -1) if like is None else weight.reshape(len(weight), -1)
+    return tensor.permute(0, 2, 3, 1) if weight.is_contiguous(memory_format=torch.channels_last) else tensor
 
 
 class MuonWithAuxAdam(Optimizer):
@@ -135,18 +133,19 @@ class MuonWithAuxAdam(Optimizer):
     def _update_convolutions(self, weights: list[Tensor], group: dict[str, Any], position: int) -> None:
         if not weights:
             return
-        momenta = [_matrix(self._buffer(weight, "momentum")) for weight in weights]
-        gradients = [_matrix(weight.grad, like=weight) for weight in weights]
-        weights = [_matrix(weight) for weight in weights]
+        gradients = [_in_order(weight.grad, weight).flatten(1) for weight in weights]
+        # What changes has to be a view.
+        momenta = [_in_order(self._buffer(weight, "momentum"), weight).view(len(weight), -1) for weight in weights]
+        matrices = [_in_order(weight, weight).view(len(weight), -1) for weight in weights]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
         if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         update = partial(_orthogonal_updates, steps=group["steps"])
-        if ahead[0].device.type == "cuda":
+        if ahead[0].device.type == "cuda" and not eager():
             update = self._replayed.setdefault((position, group["steps"]), Replayed(update))
-        torch._foreach_add_(weights, update(ahead), alpha=-group["lr"])
+        torch._foreach_add_(matrices, update(ahead), alpha=-group["lr"])
 
     def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
@@ -172,6 +171,10 @@ class MuonWithAuxAdam(Optimizer):
 
     def _buffer(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
-        if name not in state:
+        kept = state.get(name)
+        if kept is None:
             state[name] = torch.zeros_like(parameter)
+        elif kept.stride() != parameter.stride():
+            # From a checkpoint whose weights lay in another order.
+            state[name] = torch.empty_like(parameter).copy_(kept)
         return state[name]

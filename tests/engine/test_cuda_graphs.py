@@ -123,14 +123,41 @@ def test_dropout_drops_the_same_and_anew_in_each_step():
     assert not torch.equal(answers[2], answers[3])
 
 
-def test_what_changes_the_network_has_it_recorded_anew():
-    def freeze(step, net):
-        if step == 4:
-            net.stem.requires_grad_(False)
-            net.stem[1].momentum = 0.01
+def change_momentum(net):
+    net.stage1[0].squeeze1.norm.momentum = 0.01
 
-    graphed = both_ways(sizes=[16] * 8, before_step=freeze)
-    assert len(graphed._recordings._recording.weights) < len(list(graphed.network.parameters()))
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.stem.requires_grad_(False),
+        change_momentum,
+        lambda net: setattr(net, "resolution", 0.5),
+        lambda net: net.stage2.eval(),
+        lambda net: net.double().float(),
+    ],
+    ids=["frozen", "momentum", "resolution", "in evaluation", "moved"],
+)
+def test_what_changes_how_the_network_computes_has_it_recorded_anew(change):
+    found = {}
+
+    def before(step, net):
+        if step == 4:
+            change(net)
+
+    plain, net = network(), network()
+    expected = train(plain, plain, sizes=[16] * 7, before_step=before)
+    graphed = GraphedTraining(net)
+    losses = train(
+        net,
+        graphed,
+        sizes=[16] * 7,
+        before_step=before,
+        after=lambda step: found.setdefault(step, graphed._recordings._recording),
+    )
+    assert losses == expected
+    assert found[1] is found[3] is not None
+    assert found[5] is found[6] is not found[1]
 
 
 def test_another_size_of_images_is_recorded_anew():
@@ -152,19 +179,57 @@ def test_a_single_smaller_batch_is_not_recorded_and_costs_no_recording():
     assert (len(first.images), len(smaller.images)) == (16, 5)
 
 
-def test_hooks_and_cumulative_averages_stay_without_a_recording():
-    hooked = network()
+@pytest.mark.parametrize("step_of_hook", [0, 4])
+def test_hooks_are_called_at_each_step(step_of_hook):
     seen = []
-    hooked.pool.register_forward_hook(lambda *_: seen.append(1))
-    train(hooked, GraphedTraining(hooked), sizes=[8] * 4)
-    assert len(seen) == 4
 
+    def hook(step, net):
+        if step == step_of_hook:
+            net.pool.register_forward_hook(lambda *_: seen.append(step))
+
+    graphed = both_ways(sizes=[8] * 7, before_step=hook)
+    # In both trainings.
+    assert len(seen) == 2 * (7 - step_of_hook)
+    assert graphed._recordings._recording is None
+
+
+def test_cumulative_averages_stay_without_a_recording():
     def average(step, net):
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
 
     assert both_ways(sizes=[8] * 4, before_step=average)._recordings._recording is None
+
+
+def test_a_copy_holds_nothing_that_was_recorded():
+    graphed = GraphedTraining(network())
+    train(graphed.network, graphed, sizes=[8] * 3)
+    copied = copy.deepcopy(graphed)
+    assert graphed._recordings._recording is not None
+    assert copied._recordings._recording is None
+    train(copied.network, copied, sizes=[8] * 3)
+    assert copied._recordings._recording is not None
+
+
+def test_gradients_do_not_add_up_where_they_are_only_filled_with_zeros(monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "zero_grad", lambda self: torch.optim.Optimizer.zero_grad(self, False))
+    both_ways(sizes=[8] * 4)
+
+
+def test_what_cannot_be_recorded_is_computed_and_said(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory\nmore")
+
+    monkeypatch.setattr(cuda_graphs, "_Passes", fail)
+    monkeypatch.setattr(cuda_graphs, "_Call", fail)
+    with pytest.warns(UserWarning, match=r"kernels one by one, .* made: out of memory$"):
+        graphed = both_ways(sizes=[8] * 4)
+    assert graphed.problem == "out of memory"
+    doubled = Replayed(lambda tensors: [tensor * 2 for tensor in tensors])
+    with pytest.warns(UserWarning, match="kernels one by one"):
+        answers = [doubled([torch.ones(2)])[0] for _ in range(3)]
+    assert all(torch.equal(answer, torch.full((2,), 2.0)) for answer in answers)
 
 
 @needs_gpu

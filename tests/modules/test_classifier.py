@@ -542,6 +542,25 @@ def test_the_variable_holds_for_each_training(monkeypatch):
     assert (module.fused, module.kernels) == (None, "PyTorch's (HPS_EAGER is set)")
 
 
+@pytest.mark.parametrize(("batches", "graphed"), [(1, True), (2, False)])
+def test_gradients_that_add_up_go_without_graphs(batches, graphed):
+    class Graphs(Callback):
+        calls = 0
+
+        def on_train_start(self, trainer, pl_module):
+            pl_module.graphed = self
+
+        def __call__(self, images):
+            self.calls += 1
+            return module.network(images)
+
+    module, graphs = _linear(), Graphs()
+    trainer = _trainer(max_epochs=1, accumulate_grad_batches=batches, callbacks=[graphs])
+    trainer.fit(module, _loader())
+    assert graphs.calls == (trainer.num_training_batches if graphed else 0)
+    assert module.graphed is None
+
+
 def test_without_a_compiler_it_trains_and_says_why(monkeypatch):
     def refuse(network):
         raise NativeUnavailableError("no C++ compiler was found")

@@ -107,6 +107,29 @@ def test_a_saved_state_goes_on_exactly():
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_where_weights_gradients_and_momenta_lie_changes_nothing(layout):
+    network, moved = (nn.Sequential(nn.Conv2d(6, 8, (3, 1)), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 5, 3)) for _ in "ab")
+    moved.load_state_dict(network.state_dict())
+    plain = MuonWithAuxAdam(network.parameters(), weight_decay=0.1)
+    _with_gradients(network, 0)
+    plain.step()
+    # Goes on from that state in another layout, with gradients in either.
+    moved.load_state_dict(network.state_dict())
+    moved.to(memory_format=torch.channels_last)
+    other = MuonWithAuxAdam(moved.parameters(), weight_decay=0.1)
+    other.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for net, optimizer in ((network, plain), (moved, other)):
+        _with_gradients(net, 1)
+        optimizer.step()
+        for parameter in net.parameters():
+            if parameter.ndim == 4:
+                parameter.grad = parameter.grad.contiguous(memory_format=layout)
+        optimizer.step()
+    for expected, value in zip(network.parameters(), moved.parameters(), strict=True):
+        torch.testing.assert_close(value, expected)
+
+
 def test_step_returns_what_the_closure_does():
     network = _network()
     assert MuonWithAuxAdam(network.parameters()).step(lambda: 7) == 7
