@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -150,6 +151,21 @@ def test_the_network_stays_as_it_is_and_where_it_trains(network, model):
     assert all(torch.equal(before[key], value) for key, value in training.state_dict().items())
 
 
+def _flags():
+    try:
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
+
+
+# The README says so.
+sums_hold = pytest.mark.skipif(
+    "avx2" in _flags() and not {"avx512_vnni", "avx_vnni"} & _flags(),
+    reason="onnxruntime's sums in 8 bits overflow on an x86 processor without VNNI",
+)
+
+
+@sums_hold
 @pytest.mark.parametrize("preprocessing", [False, True])
 def test_int8_answers_nearly_alike_in_less_than_a_third_of_the_size(preprocessing):
     # A trained one: what rounding does to random weights tells nothing.
@@ -263,6 +279,8 @@ def test_the_published_networks_accuracy_survives():
     # Another processor may round the odd pair of nearly equal logits the other way.
     assert abs(correct(float32) - net.facts["test"]["correct"]) <= 2
     int8 = export_int8(net.network, manifest, calibration_images("cifar10"), preprocessing=True)
-    assert correct(int8) >= max(8_300, net.facts["test"]["correct"] - 50)
     assert len(int8) < 130_000
     assert len(int8) < 0.3 * len(float32)
+    if sums_hold.args[0]:
+        pytest.skip(sums_hold.kwargs["reason"])
+    assert correct(int8) >= max(8_300, net.facts["test"]["correct"] - 50)

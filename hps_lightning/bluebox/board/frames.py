@@ -186,9 +186,10 @@ def resize(frame, rows, columns):
         for row, (first, weights) in enumerate(_filters(frame.shape[0], rows)):
             # Slice by slice: a whole large frame in float32 would take gigabytes.
             part = frame[first : first + len(weights)].reshape(len(weights), width)
-            reduced[row] = np.dot(weights, part.astype(np.float32)).reshape(-1, channels)
+            # In rows however the frame lies, or the sums of the same pixels would be rounded in another order.
+            reduced[row] = np.dot(weights, part.astype(np.float32, order="C")).reshape(-1, channels)
     else:
-        reduced = frame.astype(np.float32)
+        reduced = frame.astype(np.float32, order="C")
     if frame.shape[1] != columns:
         result = np.empty((rows, columns, channels), np.float32)
         for column, (first, weights) in enumerate(_filters(frame.shape[1], columns)):
