@@ -19,6 +19,7 @@ except ImportError:  # Windows
     resource = None
 
 _STATUS = Path("/proc/self/status")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def peak_resident_bytes() -> int | None:
@@ -57,7 +58,7 @@ def _cpu_name() -> str:
         if platform.system() == "Darwin":
             command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        for line in _CPUINFO.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()
@@ -65,6 +66,18 @@ def _cpu_name() -> str:
         pass
     # Linux does not name a model on every architecture.
     return platform.processor() or platform.machine()
+
+
+def int8_sums_overflow() -> bool:
+    """Whether this processor adds pairs of 8-bit products in 16 bits, which onnxruntime lets overflow.
+
+    x86 does so before VNNI; Arm does not. False where the system does not tell.
+    """
+    try:
+        flags = set(_CPUINFO.read_text(errors="replace").split())
+    except OSError:
+        return False
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
 
 
 def _memory_bytes() -> int | None:

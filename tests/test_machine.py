@@ -26,3 +26,23 @@ def test_peak_memory_is_in_bytes_whatever_the_systems_unit(monkeypatch, tmp_path
     monkeypatch.setattr(platform, "system", lambda: system)
     usage = machine.resource.getrusage(machine.resource.RUSAGE_SELF).ru_maxrss
     assert usage * unit <= machine.peak_resident_bytes() <= usage * unit * 1.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflow"),
+    [
+        ("sse4_2 avx2 fma", True),
+        ("avx2 avx512f avx512bw", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("fp asimd asimddp", False),
+        (None, False),
+    ],
+    ids=["AVX2", "AVX-512", "AVX-512 VNNI", "AVX VNNI", "Arm", "unknown"],
+)
+def test_8_bit_sums_overflow_on_x86_before_vnni(monkeypatch, tmp_path, flags, overflow):
+    told = tmp_path / "cpuinfo"
+    if flags is not None:
+        told.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sha_ni\n")
+    monkeypatch.setattr(machine, "_CPUINFO", told)
+    assert machine.int8_sums_overflow() is overflow

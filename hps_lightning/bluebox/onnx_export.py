@@ -160,9 +160,10 @@ def quantize(model: bytes, calibration: np.ndarray) -> bytes:
     The ranges are those of the calibration images. What precedes the first convolution stays
     as it is, so that a model with preprocessing takes the same images.
 
-    On x86 processors without VNNI onnxruntime adds pairs of products in 16 bits, which overflow: the answers are
-    wrong there, with unsigned weights, as here, as with signed ones (seen with 1.32 on a processor with AVX2 alone).
-    Arm processors and those with VNNI add in 32 bits.
+    On x86 processors without VNNI (:func:`~hps_lightning.machine.int8_sums_overflow`) onnxruntime adds pairs of
+    products in 16 bits, which overflow: the answers are wrong there (seen with 1.32 on a processor with AVX2 alone).
+    Arm processors and those with VNNI add in 32 bits. What would hold everywhere costs more than it gives on a board:
+    benchmarks/README.md, "Inference".
 
     Args:
         model: an ONNX model in float32. One that :func:`export_int8` makes on its way has no

@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,6 +20,7 @@ from hps_lightning.data.batches import normalise
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
+from hps_lightning.machine import int8_sums_overflow
 
 from .made import trained
 
@@ -151,16 +151,9 @@ def test_the_network_stays_as_it_is_and_where_it_trains(network, model):
     assert all(torch.equal(before[key], value) for key, value in training.state_dict().items())
 
 
-def _flags():
-    try:
-        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return set()
-
-
 # The README says so.
 sums_hold = pytest.mark.skipif(
-    "avx2" in _flags() and not {"avx512_vnni", "avx_vnni"} & _flags(),
+    int8_sums_overflow(),
     reason="onnxruntime's sums in 8 bits overflow on an x86 processor without VNNI",
 )
 

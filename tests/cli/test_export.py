@@ -52,6 +52,17 @@ def test_all_formats_run_elsewhere_and_are_measured(hps, checkpoint, tmp_path):
     assert manifest["network"]["folded"] is True
 
 
+@pytest.mark.parametrize("overflow", [False, True])
+def test_who_exports_where_8_bits_overflow_is_told(hps, checkpoint, monkeypatch, overflow):
+    monkeypatch.setattr(exporting, "int8_sums_overflow", lambda: overflow)
+    status, _, err = hps("export", "--ckpt_path", checkpoint, "--output", "bundle")
+    assert status == 0, err
+    assert ("hps export: warning: in 8 bits onnxruntime's sums overflow on this processor" in err) == overflow
+    status, _, err = hps("export", "--ckpt_path", checkpoint, "--output", "onnx", "--formats", "onnx")
+    assert status == 0, err
+    assert "overflow" not in err
+
+
 def test_pytorch_alone_needs_no_images(hps, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "load_images", None)
     monkeypatch.setattr(exporting, "calibration_images", None)
