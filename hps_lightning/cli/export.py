@@ -119,8 +119,8 @@ def run_export(argv: list[str]) -> int:
     if _INT8 in models and int8_sums_overflow():
         print(
             "hps export: warning: in 8 bits onnxruntime's sums overflow on this processor, an x86 without VNNI: what "
-            f"{INT8_FILE} answers here is wrong, and the accuracy that was measured with it too. Arm processors and "
-            "those with VNNI do not overflow; measure it there.",
+            f"{INT8_FILE} answers here is wrong, and the accuracy measured with it too; the self-test compares nothing "
+            "with it. Arm processors and those with VNNI do not overflow: export there for both.",
             file=sys.stderr,
         )
     print(f"Wrote {arguments.output}. Copy the folder, and there: python3 selftest.py")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hps_lightning.bluebox import export as writing
 from hps_lightning.bluebox.onnx_export import OnnxNetwork
 from hps_lightning.cli import export as exporting
 from tests.cli.conftest import TINY
@@ -28,7 +29,9 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_all_formats_run_elsewhere_and_are_measured(hps, checkpoint, tmp_path):
+def test_all_formats_run_elsewhere_and_are_measured(hps, checkpoint, tmp_path, monkeypatch):
+    # Compared on the same processor, whichever it is.
+    monkeypatch.setattr(writing, "int8_sums_overflow", lambda: False)
     status, out, err = hps("export", "--ckpt_path", checkpoint, "--output", "bundle")
     assert status == 0, err
     assert "ONNX int8" in out
