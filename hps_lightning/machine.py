@@ -71,7 +71,7 @@ def _cpu_name() -> str:
 def int8_sums_overflow() -> bool:
     """Whether this processor adds pairs of 8-bit products in 16 bits, which onnxruntime lets overflow.
 
-    x86 does so before VNNI; Arm does not. False where the system does not tell.
+    x86 does so with AVX2 and before VNNI; Arm does not. False where the system does not tell.
     """
     try:
         flags = set(_CPUINFO.read_text(errors="replace").split())

@@ -186,8 +186,8 @@ def _golden(
     if not np.isfinite(logits).all():
         raise UserError("The network answers NaN or infinite values: this training has diverged.")
     # What overflows here would be held against a board where nothing does.
-    told = [name for name in models if name != INT8_FILE or not int8_sums_overflow()]
-    answers = {name: _probabilities(models[name], images, manifest) for name in told}
+    overflown = {INT8_FILE} if int8_sums_overflow() else set()
+    answers = {name: _probabilities(model, images, manifest) for name, model in models.items() if name not in overflown}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized, **answers)
     return buffer.getvalue()

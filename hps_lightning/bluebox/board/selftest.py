@@ -61,12 +61,12 @@ def check(directory):
     return bundle, float(logits), int(levels)
 
 
-def _golden(bundle, *names, **options):
-    """Arrays of the bundle's golden values; with ``optional`` None for those that it lacks."""
+def _golden(bundle, *names, optional=()):
+    """Arrays of the bundle's golden values; None for an ``optional`` one that it lacks."""
     content = read_verified(bundle.directory, bundle.manifest, GOLDEN_FILE)
     try:
         golden = np.load(io.BytesIO(content), allow_pickle=False)
-        return [None if options.get("optional") and name not in golden else golden[name] for name in names]
+        return [None if name in optional and name not in golden else golden[name] for name in names]
     except Exception as error:
         raise BundleError("{} is damaged: {}".format(os.path.join(bundle.directory, GOLDEN_FILE), error))
 
@@ -150,8 +150,7 @@ def check_onnx(bundle):
     checked = []
     for name, run in onnx_networks(bundle):
         int8 = "int8" in name
-        (images,) = _golden(bundle, "images")
-        (answers,) = _golden(bundle, name, optional=int8)
+        images, answers = _golden(bundle, "images", name, optional=[name] if int8 else [])
         given = run(images)
         off = None if answers is None else float(np.abs(given - answers).max())
         tolerance = INT8_TOLERANCE if int8 else LOGIT_TOLERANCE
