@@ -95,7 +95,8 @@ def _run_folder(path: Path) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
-    return run_of(folder / "checkpoints" / "last.ckpt") is not None
+    # A test of a checkpoint that lies elsewhere logs into a folder like a training's, without its configuration.
+    return run_of(folder / "checkpoints" / "last.ckpt") is not None and (folder / "config.yaml").is_file()
 
 
 def _facts(folder: Path) -> dict[str, str]:

@@ -47,6 +47,13 @@ def test_a_test_of_the_run_is_no_part_of_its_curves(tmp_path):
     assert read_run(tmp_path).epochs == [1, 2, 3]
 
 
+def test_a_later_test_of_a_checkpoint_from_elsewhere_is_no_run(tmp_path, capsys):
+    made.run(tmp_path)
+    made.log(tmp_path / "hps_06_1x-cifar10" / "version_0", (9,), series=("test/accuracy",))
+    assert read_run(tmp_path).epochs == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
 def test_of_a_folder_above_the_newest_run_is_taken(tmp_path, capsys):
     old = made.run(tmp_path, epochs=(1,))
     new = made.run(tmp_path, epochs=(1, 2), version=1)
