@@ -21,6 +21,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -39,8 +40,8 @@ ANSWER_SECONDS = 8.0
 # How long a source that has answered may pause. The university's server is slow but does go on.
 STALL_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 16
-# Seconds before each attempt to go on where a connection broke.
-_PAUSES = (1, 2, 4, 8, 15, 30)
+# Seconds before each attempt to go on where a connection broke, until something comes again: a router takes minutes.
+_PAUSES = (1, 2, 4, 8, 15, 30, 60, 120)
 _LOCK = ".lock"
 _JUST_BEGUN_SECONDS = 60
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
@@ -140,7 +141,13 @@ def _from_hub(info: DatasetInfo, staging: Path, endpoint: str | None) -> Path:
     ready.mkdir()
     checksums = {}
     for path in info.hub.files:
-        file, sha256 = _hub_file(info.hub.repo_id, path, staging / "hub", endpoint)
+        try:
+            file, sha256 = _hub_file(info.hub.repo_id, path, staging / "hub", endpoint)
+        except Exception as error:
+            if _http_status(error) != HTTPStatus.UNAUTHORIZED:
+                raise
+            # The user's token has expired, or is another hub's; the data sets themselves need none.
+            file, sha256 = _hub_file(info.hub.repo_id, path, staging / "hub", endpoint, token=False)
         name = PurePosixPath(path).name
         os.replace(file, ready / name)
         checksums[name] = sha256
@@ -149,14 +156,19 @@ def _from_hub(info: DatasetInfo, staging: Path, endpoint: str | None) -> Path:
     return ready
 
 
-def _hub_file(repo_id: str, path: str, folder: Path, endpoint: str | None) -> tuple[Path, str]:
-    """Download one file from the hub and verify its size and SHA-256; return where it is and the latter."""
+def _hub_file(
+    repo_id: str, path: str, folder: Path, endpoint: str | None, token: bool | None = None
+) -> tuple[Path, str]:
+    """Download one file from the hub and verify its size and SHA-256; return where it is and the latter.
+
+    With the token that the user has stored, if any; or, where ``token`` is False, without.
+    """
     # Only a download needs it, and importing it takes a noticeable part of a second.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     url = hf_hub_url(repo_id, path, repo_type="dataset", endpoint=endpoint)
     # hf_hub_download would retry for minutes without a network; asking first does not.
-    expected = _answer_in_time(lambda: get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
+    expected = _answer_in_time(lambda: get_hf_file_metadata(url, token=token, timeout=ANSWER_SECONDS))
     # The ETag of a large file is its SHA-256.
     if len(expected.etag or "") != hashlib.sha256().digest_size * 2:
         raise _RefusedError(f"it states no SHA-256 for {path}")
@@ -169,6 +181,7 @@ def _hub_file(repo_id: str, path: str, folder: Path, endpoint: str | None) -> tu
             local_dir=folder,
             etag_timeout=ANSWER_SECONDS,
             endpoint=endpoint,
+            token=token,
         )
     )
     # hf_hub_download compares the size only.
@@ -218,8 +231,10 @@ def _save(response: HTTPResponse, path: Path) -> None:
     """
     total, url = response.length, response.url
     bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True)
+    pauses = iter(_PAUSES)
+    farthest = 0
     with bar, open(path, "wb") as file:
-        for pause in (*_PAUSES, None):
+        while True:
             chunk = None
             # None where the server could not be reached again.
             if response is not None:
@@ -230,11 +245,15 @@ def _save(response: HTTPResponse, path: Path) -> None:
                         bar.update(len(chunk))
             if chunk is not None and total in (None, file.tell()):
                 return
+            if file.tell() > farthest:
+                # A slow server may break off often, as long as each attempt brings the end nearer.
+                pauses, farthest = iter(_PAUSES), file.tell()
+            pause = next(pauses, None)
             if pause is None or total is None:
                 break
             time.sleep(pause)
             response = None
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, HTTPException):
                 response = _open(url, file.tell())
                 if not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
                     # A server that knows no ranges begins again.
@@ -316,9 +335,13 @@ def _host(url: str) -> str:
     return urllib.parse.urlsplit(url).netloc
 
 
+def _http_status(error: Exception) -> int | None:
+    return getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _in_few_words(error: Exception) -> str:
     """An error of one source as a short text for the user."""
-    status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    status = _http_status(error)
     if status is not None:
         return f"HTTP status {status}"
     if isinstance(error, (_RefusedError, TimeoutError)) and str(error):

@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import hashlib
+import http.client
 import http.server
 import io
 import logging
@@ -39,6 +40,7 @@ class Sources(http.server.ThreadingHTTPServer):
     ``hub`` and ``archive`` hold the content to serve, ``checksum`` replaces the hub's SHA-256,
     ``status`` is sent for paths that contain a key, ``broken`` are the parts of paths whose
     content breaks off in the middle, ``ranges`` says whether the rest can be asked for alone,
+    ``token`` says that requests to the hub must have one ("needed") or must not ("refused"),
     ``asked`` lists the requests.
     """
 
@@ -53,6 +55,7 @@ class Sources(http.server.ThreadingHTTPServer):
         self.status = {}
         self.broken = []
         self.ranges = False
+        self.token = None
         self.asked = []
 
     def handle_error(self, request, client_address):
@@ -70,6 +73,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         server = self.server
         server.asked.append(f"{self.command} {self.path}")
         status = next((status for part, status in server.status.items() if part in self.path), 200)
+        wrong = {"needed": "Authorization" not in self.headers, "refused": "Authorization" in self.headers}
+        if "/resolve/" in self.path and wrong.get(server.token):
+            status = 401
         content = self.content() if status == 200 else b""
         if content is None:
             status, content = 404, b""
@@ -237,6 +243,60 @@ def test_an_archive_that_breaks_off_goes_on_where_it_stopped(tmp_path, made, sou
     assert size == len(made.archive())
     assert_loads(made, info, location)
     tally("bad inputs tried")
+
+
+def test_a_slow_server_may_break_off_as_often_as_it_likes(tmp_path, made, sources, monkeypatch):
+    server, info = sources
+    server.status["/datasets/"] = 404
+    server.broken, server.ranges = ["tar.gz"], True
+    breaks = len(download._PAUSES) + 1
+    # Each attempt brings half of what is left.
+    assert len(server.archive) > 2**breaks
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        if len(waited) == breaks:
+            server.broken = []
+
+    monkeypatch.setattr(download.time, "sleep", wait)
+    assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
+    assert waited == breaks * [download._PAUSES[0]]
+
+
+def test_a_server_that_answers_nonsense_for_a_while_is_asked_again(tmp_path, made, sources, monkeypatch):
+    server, info = sources
+    server.status["/datasets/"] = 404
+    server.broken, server.ranges = ["tar.gz"], True
+    attempts = []
+    ask = download._open
+
+    def broken(url, start=0):
+        attempts.append(start)
+        if len(attempts) == 2:
+            raise http.client.BadStatusLine("")
+        server.broken = [] if len(attempts) > 2 else server.broken
+        return ask(url, start)
+
+    monkeypatch.setattr(download, "_open", broken)
+    assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
+    assert len(attempts) == 3
+
+
+def test_a_token_that_the_hub_refuses_is_left_out(tmp_path, made, sources, monkeypatch):
+    server, info = sources
+    server.token = "refused"
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    location = download_dataset(info, tmp_path, endpoint=server.endpoint)
+    assert location.layout == "parquet"
+    assert_loads(made, info, location)
+
+
+def test_a_hub_that_wants_a_token_is_given_it(tmp_path, sources, monkeypatch):
+    server, info = sources
+    server.token = "needed"
+    monkeypatch.setenv("HF_TOKEN", "hf_private")
+    assert download_dataset(info, tmp_path, endpoint=server.endpoint).layout == "parquet"
 
 
 def test_a_server_that_is_away_for_a_while_is_asked_again(tmp_path, made, sources, monkeypatch, tally):
