@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,6 +190,9 @@ def _decode_image(info: DatasetInfo, path: Path, row: int, encoded: bytes | None
 # --- The decoded copy in the cache ---------------------------------------------------------------
 # Decoding 50,000 images takes seconds at each start; reading the decoded array takes a fraction of one.
 
+# After which a copy that nobody has read is removed.
+_UNUSED_SECONDS = 30 * 24 * 3600
+
 
 def _decoded_copy(info: DatasetInfo, split: str, path: Path) -> Path | None:
     """Where the decoded images of a file are kept; the name changes when the file does."""
@@ -210,7 +214,12 @@ def _load_decoded(copy: Path, labels: np.ndarray) -> np.ndarray | None:
     except Exception:  # whatever is wrong with it, decoding again puts it right
         return None
     sound = images.dtype == np.uint8 and images.shape == (len(labels), *_IMAGE_SHAPE)
-    return np.ascontiguousarray(images) if sound and checksums == _checksums(images, labels) else None
+    if not sound or checksums != _checksums(images, labels):
+        return None
+    with contextlib.suppress(OSError):
+        # Of use still: see `_save_decoded`.
+        os.utime(copy)
+    return np.ascontiguousarray(images)
 
 
 def _checksums(images: np.ndarray, labels: np.ndarray) -> bytes:
@@ -226,9 +235,10 @@ def _save_decoded(copy: Path, images: np.ndarray, labels: np.ndarray) -> None:
         with replaced_whole(copy) as aside, open(aside, "wb") as file:
             np.save(file, images)
             file.write(_checksums(images, labels))
-        # Copies of former states of the same file are of no more use.
-        for old in copy.parent.glob(f"{copy.name.rsplit('-', 2)[0]}-*.npy"):
-            if old != copy:
+        # Copies of former states of the same file are of no more use, nor are those of files in a job's own folder.
+        former = set(copy.parent.glob(f"{copy.name.rsplit('-', 2)[0]}-*.npy"))
+        for old in copy.parent.glob("*.npy"):
+            if old != copy and (old in former or time.time() - old.stat().st_mtime > _UNUSED_SECONDS):
                 old.unlink(missing_ok=True)
     except OSError as error:
         logger.info("The decoded images are not kept for the next start: %s", error)

@@ -284,6 +284,21 @@ def test_a_changed_file_is_decoded_again_and_its_old_copy_removed(tmp_path, deco
     assert len(decoded_copies(tmp_path)) == 2
 
 
+def test_copies_that_nobody_reads_any_more_are_removed(tmp_path, decodings):
+    made = made_dataset()
+    roots = [made.write_parquet(tmp_path / name) for name in ("read", "unread", "new")]
+    load_images(made.info, "test", roots[0])
+    (read,) = decoded_copies(tmp_path)
+    load_images(made.info, "test", roots[1])
+    for copy in decoded_copies(tmp_path):
+        os.utime(copy, (0, 0))
+    load_images(made.info, "test", roots[0])
+    load_images(made.info, "test", roots[2])
+    assert len(decodings) == 3
+    assert len(decoded_copies(tmp_path)) == 2
+    assert read in decoded_copies(tmp_path)
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, decodings):
     made = made_dataset()
     root = made.write_parquet(tmp_path / "root")
