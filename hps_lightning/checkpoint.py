@@ -13,6 +13,7 @@ import torch
 from hps_lightning.checkpoint_scan import false_size, foreign_name, unplain
 from hps_lightning.errors import UserError
 from hps_lightning.files import replaced_whole
+from hps_lightning.installed import published_folder
 from hps_lightning.modules import CLASSIFIERS, RECORD_FORMAT, RECORD_KEY, ImageClassifier
 from hps_lightning.optim import optimizer_class, schedule_class
 
@@ -109,6 +110,9 @@ def _refuse_damaged(path: Path) -> None:
 
 
 def _nearby(path: Path) -> str:
+    published = published_folder() / f"{path.name.removesuffix('.ckpt')}.ckpt"
+    if published.is_file():
+        return f" The published network of that name is {published}."
     folder = path if path.is_dir() else path.parent
     found = sorted(folder.glob("*.ckpt")) if folder.is_dir() else []
     return f" There are: {', '.join(map(str, found))}." if found else ""

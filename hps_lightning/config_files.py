@@ -2,18 +2,18 @@
 
 import contextlib
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hps_lightning.errors import UserError
+from hps_lightning.installed import configs_folder
 from hps_lightning.names import did_you_mean
 from hps_lightning.yaml_files import read_yaml
 
 
 def config_dirs() -> list[Path]:
     """The folders in which a config is looked up, in this order."""
-    return [Path(), Path("configs"), Path(str(resources.files("hps_lightning.configs")))]
+    return [Path(), Path("configs"), configs_folder()]
 
 
 def find_config(name: str) -> Path:

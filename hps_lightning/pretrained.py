@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,8 @@ from hps_lightning.complexity import IMAGE_SIZE
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.photos import read_photo
 from hps_lightning.errors import UserError
+from hps_lightning.installed import published_folder
 from hps_lightning.modules import RECORD_KEY
-
-
-def published_folder() -> Path:
-    """The folder of the published networks: ``checkpoints/`` in a checkout, a package when installed."""
-    return Path(str(resources.files("hps_lightning.published")))
 
 
 def published_names() -> list[str]:

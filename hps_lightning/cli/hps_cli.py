@@ -188,6 +188,8 @@ class HPSCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         check_trainer_arguments(trainer)
+        if config.data.images is not None and self.subcommand != "predict":
+            raise UserError(f"--images: `hps {self.subcommand}` takes none; `hps predict` classifies them.")
         if self.record is not None:
             check_classes(self.record, config.data.dataset)
         if trainer.precision is None:

@@ -51,7 +51,7 @@ def run_report(argv: list[str]) -> int:
     results = _results(arguments.results)
     import torch
 
-    from hps_lightning.pretrained import published_folder
+    from hps_lightning.installed import published_folder
     from hps_lightning.report.curves import read_run
     from hps_lightning.report.page import HTML_FILE, write_report
     from hps_lightning.report.plots import check_comparable, run_titles

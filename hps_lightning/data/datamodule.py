@@ -39,11 +39,14 @@ class ImageDataModule(LightningDataModule):
         split_seed: which images "holdout" sets aside; apart from the training's seed, so that
             trainings of several seeds validate on the same images.
         batch_size: training images in a batch, on all devices together.
-        eval_batch_size: images in a batch of validation, test or prediction.
+        eval_batch_size: images in a batch of validation, test or prediction, on all devices together.
         augmentation: what is done to training images.
         num_workers: processes that prepare batches; 0 prepares them in the training's own
             process, which is fastest unless a policy works image by image.
         images: files and folders to classify, for `hps predict`.
+
+    Raises:
+        UserError: an argument cannot be used.
     """
 
     def __init__(
@@ -170,7 +173,8 @@ class ImageDataModule(LightningDataModule):
             self._setup_training(stage)
         if stage == "fit":
             self.check_batch_size(len(self.train_set))
-        if (stage in ("test", "predict") and self.images is None) and self.test_set is None:
+        needs_test_set = stage == "test" or (stage == "predict" and self.images is None)
+        if needs_test_set and self.test_set is None:
             self.test_set = self._batches(*self._load("test"))
 
     def _setup_training(self, stage: str) -> None:

@@ -61,6 +61,14 @@ from tests.cli.conftest import TINY
         ),
         (["fit", "--model", "hps", "--ckpt_path", "last"], ["no run"]),
         (["fit", "--model", "hps", "--init_weights", "nothing.ckpt", "--data.dataset=digits"], ["nothing.ckpt"]),
+        (
+            ["fit", "--model", "hps", "--images", "photo.png", "--data.dataset=digits"],
+            ["--images", "`hps fit`", "`hps predict`"],
+        ),
+        (
+            ["predict", "--ckpt_path", "checkpoints/hps_06_05x-cifar10.ckpt", "--images", "photo.png"],
+            ["published network of that name", "hps_06_05x-cifar10.ckpt"],
+        ),
         (["test"], ["--ckpt_path"]),
         (["test", "--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
         (["predict", "--ckpt_path", "best"], ["no run"]),

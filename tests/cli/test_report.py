@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hps_lightning.pretrained import published_folder
+from hps_lightning.installed import published_folder
 from hps_lightning.report import page
 from tests.report import made
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from hps_lightning.data import ImageDataModule, datamodule
 from hps_lightning.errors import UserError
@@ -33,6 +34,16 @@ def test_only_the_papers_protocol_looks_at_the_test_images_before_the_test(read,
     assert read == splits
     data.setup("test")
     assert read == [*splits, "test"]
+
+
+def test_one_that_has_images_to_classify_tests_as_well(read, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (40, 40)).save(path)
+    data = ImageDataModule("digits", images=[str(path)])
+    data.setup("predict")
+    assert read == []
+    data.setup("test")
+    assert len(data.test_dataloader()) == 1
 
 
 # What a data module asks of a trainer.

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hps_lightning.errors import UserError
-from hps_lightning.pretrained import published_folder
+from hps_lightning.installed import published_folder
 from hps_lightning.report.measured import published, times_to_accuracy, train_speeds, trainings
 from hps_lightning.report.parts import times_to_accuracy_lines
 

@@ -1,4 +1,4 @@
-from hps_lightning.pretrained import published_folder
+from hps_lightning.installed import published_folder
 from hps_lightning.report.curves import Run
 from hps_lightning.report.parts import copy_note, curve_words, times_to_accuracy_lines
 
