@@ -31,7 +31,7 @@ class _ByteCounter(io.RawIOBase):
 def saved_bytes(content: object) -> int:
     """Bytes of the file that ``torch.save`` makes of ``content`` in PyTorch's legacy format.
 
-    PyTorch 1.x wrote that format, and a whole module in it carries the source of its classes.
+    PyTorch wrote that format before 1.6, and a whole module in it carries the source of its classes.
     """
     counter = _ByteCounter()
     # Looking a class up parses its whole file; torch does it anew for each class of each save.

@@ -44,7 +44,11 @@ class Variant:
     note: str = ""
 
     def build(self, num_classes: int = 10, **overrides: Any) -> nn.Module:
-        """The network, with fresh weights; ``overrides`` replace the variant's arguments."""
+        """The network, with fresh weights; ``overrides`` replace the variant's arguments.
+
+        Raises:
+            ValueError: an argument is none that the network can be built with.
+        """
         return FAMILIES[self.family](num_classes=num_classes, **{**self.arguments, **overrides})
 
     def published(self, dataset: str) -> paper.PaperResult | None:

@@ -46,7 +46,8 @@ def test_every_data_file_is_installed(setup):
             if path.suffix == ".py" and path.parent == package_folder:
                 continue
             package = ".".join([name, *package_folder.relative_to(ROOT / folder).parts])
-            assert any(path.relative_to(package_folder).match(pattern) for pattern in patterns[package]), path
+            # As setuptools looks for them: below the package's folder, not in any depth.
+            assert any(path in package_folder.glob(pattern) for pattern in patterns[package]), path
 
 
 def test_every_dependency_has_a_lower_bound_and_all_but_fsspec_an_upper_one(setup):

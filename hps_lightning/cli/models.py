@@ -23,7 +23,7 @@ def model_rows(dataset: str | None = None) -> list[dict[str, Any]]:
 
     Returns:
         Rows with the keys ``name``, ``dataset``, ``stages``, ``width``, ``parameters``,
-        ``macs``, ``size_mb`` (the whole module as PyTorch 1.x saves it, decimal megabytes),
+        ``macs``, ``size_mb`` (the whole module as PyTorch before 1.6 saves it, decimal megabytes),
         ``paper_accuracy`` (percent), ``paper_size_mb``, ``paper_seconds_per_epoch``, ``note``.
     """
     rows = []
@@ -84,7 +84,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 _CAPTION = (
-    "MB: the whole module as PyTorch 1.x saves it, the convention of the paper's Tables 1, 2 and 4; its Table 3 "
+    "MB: the whole module as PyTorch before 1.6 saves it, the convention of the paper's Tables 1, 2 and 4; its Table 3 "
     "(CIFAR-100) holds about twice that, with SGD's momentum. paper s/epoch: on the authors' GPU."
 )
 

@@ -83,6 +83,9 @@ class Augmentation:
         mixup: alpha of mixup's Beta distribution; 0 switches it off.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. With mixup on as
             well, each batch takes one of the two at random.
+
+    Raises:
+        UserError: a strength, probability or side is out of its range, or the policy is unknown.
     """
 
     crop_padding: int = 4

@@ -29,7 +29,6 @@ class BatchSampler(DistributedSampler):
         size: number of images.
         batch_size: images in a batch; the last one may be smaller.
         shuffle: whether each epoch has an order of its own.
-        drop_last: whether a smaller last batch is left out.
         seed: what order and augmentation come from, together with the epoch.
         equal_shares: whether images that cannot be shared out evenly among the processes are
             left out, as a training needs; otherwise some process gets one image more.
@@ -43,13 +42,12 @@ class BatchSampler(DistributedSampler):
         size: int,
         batch_size: int,
         shuffle: bool,
-        drop_last: bool = False,
         seed: int = 0,
         equal_shares: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(range(size), world_size, rank, shuffle, seed, drop_last)
+        super().__init__(range(size), world_size, rank, shuffle, seed)
         self.size = size
         self.batch_size = batch_size
         self.equal_shares = equal_shares
@@ -69,7 +67,7 @@ class BatchSampler(DistributedSampler):
         starts = list(range(0, self.size, self.batch_size))
         left = self.size - starts[-1] if starts else 0
         # A process that got nothing of a batch would have no loss to share.
-        if (self.drop_last and left < self.batch_size) or (left < self.num_replicas and len(starts) > 1):
+        if left < self.num_replicas and len(starts) > 1:
             starts.pop()
         return starts
 
@@ -84,7 +82,7 @@ class BatchSampler(DistributedSampler):
         seeds = torch.randint(0, 2**62, (len(starts),), generator=generator).tolist()
         epoch, trained = self._trained
         for start, seed in list(zip(starts, seeds, strict=True))[trained if self.epoch == epoch else 0 :]:
-            end = self.size if start == starts[-1] and not self.drop_last else start + self.batch_size
+            end = self.size if start == starts[-1] else start + self.batch_size
             if self.equal_shares:
                 end -= (end - start) % self.num_replicas
             yield BatchKey(order[start + self.rank : end : self.num_replicas], seed + self.rank)

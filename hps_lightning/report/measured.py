@@ -19,7 +19,7 @@ class Measured:
         name: of the network in the zoo, or of the folder that holds the result.
         dataset: "cifar10" or "cifar100".
         parameters: of the network.
-        size_mb: the whole module as PyTorch 1.x saves it, decimal megabytes.
+        size_mb: the whole module as PyTorch before 1.6 saves it, decimal megabytes.
         protocol: which images trained and validated.
         teacher: name of the network that it was distilled from; empty without one.
         epochs: of the training.
