@@ -20,6 +20,7 @@ except ImportError:  # Windows
 
 _STATUS = Path("/proc/self/status")
 _CPUINFO = Path("/proc/cpuinfo")
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 
 
 def peak_resident_bytes() -> int | None:
@@ -69,15 +70,18 @@ def _cpu_name() -> str:
 
 
 def int8_sums_overflow() -> bool:
-    """Whether this processor adds pairs of 8-bit products in 16 bits, which onnxruntime lets overflow.
+    """Whether this processor may add pairs of 8-bit products in 16 bits, which onnxruntime lets overflow.
 
-    x86 does so with AVX2 and before VNNI; Arm does not. False where the system does not tell.
+    x86 does so before VNNI, and is taken to where the system does not tell; Arm does not.
     """
+    # An Arm that is emulated may be told of the processor that emulates it.
+    if platform.machine().lower() not in _X86:
+        return False
     try:
         flags = set(_CPUINFO.read_text(errors="replace").split())
     except OSError:
-        return False
-    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
+        return True
+    return not flags & {"avx512_vnni", "avx_vnni"}
 
 
 def _memory_bytes() -> int | None:

@@ -29,20 +29,23 @@ def test_peak_memory_is_in_bytes_whatever_the_systems_unit(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("flags", "overflow"),
+    ("name", "flags", "overflow"),
     [
-        ("sse4_2 avx2 fma", True),
-        ("avx2 avx512f avx512bw", True),
-        ("avx2 avx512f avx512_vnni", False),
-        ("avx2 avx_vnni", False),
-        ("fp asimd asimddp", False),
-        (None, False),
+        ("x86_64", "sse4_2 avx2 fma", True),
+        ("x86_64", "avx2 avx512f avx512bw", True),
+        ("x86_64", "avx2 avx512f avx512_vnni", False),
+        ("AMD64", "avx2 avx_vnni", False),
+        ("AMD64", None, True),
+        ("aarch64", "fp asimd asimddp", False),
+        ("aarch64", "sse4_2 avx2 fma", False),
+        ("arm64", None, False),
     ],
-    ids=["AVX2", "AVX-512", "AVX-512 VNNI", "AVX VNNI", "Arm", "unknown"],
+    ids=["AVX2", "AVX-512", "AVX-512 VNNI", "AVX VNNI", "Windows", "Arm", "emulated Arm", "Apple"],
 )
-def test_8_bit_sums_overflow_on_x86_before_vnni(monkeypatch, tmp_path, flags, overflow):
+def test_8_bit_sums_overflow_on_x86_before_vnni(monkeypatch, tmp_path, name, flags, overflow):
     told = tmp_path / "cpuinfo"
     if flags is not None:
         told.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sha_ni\n")
     monkeypatch.setattr(machine, "_CPUINFO", told)
+    monkeypatch.setattr(machine.platform, "machine", lambda: name)
     assert machine.int8_sums_overflow() is overflow

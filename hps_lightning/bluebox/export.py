@@ -20,7 +20,6 @@ from hps_lightning.bluebox.staging import destination, staged_directory, write_f
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
 from hps_lightning.errors import UserError
-from hps_lightning.machine import int8_sums_overflow
 
 BOARD_FOLDER = Path(__file__).with_name("board")
 """What is copied into every bundle as it stands."""
@@ -31,6 +30,10 @@ ONNX_FILE = "network.onnx"
 INT8_FILE = "network-int8.onnx"
 README_FILE = "README.md"
 
+_ON_X86 = f"""\
+On x86, give sessions of `{INT8_FILE}` options with
+`options.add_session_config_entry("session.x64quantprecision", "1")`, as the self-test does: on processors without VNNI
+sums in 8 bits overflow without it, and the answers are wrong. Arm processors need nothing."""
 _GOLDEN_IMAGES = 8
 _GOLDEN_FRAME = (75, 100)
 
@@ -86,7 +89,8 @@ def export_bundle(
 
     Raises:
         UserError: as :func:`describe` and :func:`export_weights`; or the network takes images that
-            no bundle does, cannot be run on them, or its answers are not finite.
+            no bundle does, cannot be run on them, or its answers are not finite; or its file is called as one of
+            the bundle's own.
     """
     manifest = describe(network, record, metric)
     refuse_other_images(manifest)
@@ -95,6 +99,8 @@ def export_bundle(
     weights = board_weights(weights)
     content = legacy_file(weights)
     source = Path(inspect.getfile(type(bare_network(network))))
+    if source.name in BOARD_FILES:
+        raise UserError(f"A bundle has a {source.name} of its own, which {source} would replace; rename it.")
     files = {name: (BOARD_FOLDER / name).read_bytes() for name in BOARD_FILES}
     try:
         files[source.name] = source.read_bytes()
@@ -185,9 +191,7 @@ def _golden(
         raise UserError(f"{kind.__name__} cannot be run on images of 3 x {side} x {side}: {error}") from error
     if not np.isfinite(logits).all():
         raise UserError("The network answers NaN or infinite values: this training has diverged.")
-    # What overflows here would be held against a board where nothing does.
-    overflown = {INT8_FILE} if int8_sums_overflow() else set()
-    answers = {name: _probabilities(model, images, manifest) for name, model in models.items() if name not in overflown}
+    answers = {name: _probabilities(model, images, manifest) for name, model in models.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized, **answers)
     return buffer.getvalue()
@@ -233,4 +237,7 @@ def _formats(rows: Sequence[Mapping[str, Any]]) -> str:
         correct = "not measured" if row["images"] is None else f"{row['correct']:,} of {row['images']:,}"
         latency = f"{row['latency_ms']:.3f} ms, {row['threads']} thread{'s' * (row['threads'] > 1)}"
         lines.append(f"| `{row['file']}` | {row['format']} | {row['bytes']:,} | {correct} | {latency} |")
-    return "\n".join([*lines, "", "The times are those of the machine that wrote the bundle."])
+    lines += ["", "The times are those of the machine that wrote the bundle."]
+    if any(row["file"] == INT8_FILE for row in rows):
+        lines += ["", _ON_X86]
+    return "\n".join(lines)

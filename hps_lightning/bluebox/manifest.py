@@ -137,7 +137,7 @@ def _normalises(mean: Sequence[float], std: Sequence[float]) -> bool:
     try:
         with np.errstate(all="ignore"):
             mean_, std_ = np.array(mean, np.float32), np.array(std, np.float32)
-            return bool((std_ > 0).all() and np.isfinite([1 / (255 * std_), mean_ / std_]).all())
+            return bool((std_ > 0).all() and np.isfinite([std_, 1 / (255 * std_), mean_ / std_]).all())
     except OverflowError:
         return False
 

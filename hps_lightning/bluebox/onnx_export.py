@@ -31,6 +31,10 @@ from hps_lightning.bluebox.weights import bare_network
 from hps_lightning.data.catalog import DatasetInfo
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
+from hps_lightning.machine import int8_sums_overflow
+
+EXACT_INT8 = ("session.x64quantprecision", "1")
+"""The entry of a session's configuration that has onnxruntime add products of 8 bits in 32 on any x86 processor."""
 
 CALIBRATION_IMAGES = 500
 """More of them change nothing that could be told from chance: tried 300 to 3,000 on HPS-06-0.5x."""
@@ -160,10 +164,9 @@ def quantize(model: bytes, calibration: np.ndarray) -> bytes:
     The ranges are those of the calibration images. What precedes the first convolution stays
     as it is, so that a model with preprocessing takes the same images.
 
-    On x86 processors without VNNI (:func:`~hps_lightning.machine.int8_sums_overflow`) onnxruntime adds pairs of
-    products in 16 bits, which overflow: the answers are wrong there (seen with 1.32 on a processor with AVX2 alone).
-    Arm processors and those with VNNI add in 32 bits. What would hold everywhere costs more than it gives on a board:
-    benchmarks/README.md, "Inference".
+    On x86 processors without VNNI onnxruntime adds pairs of products in 16 bits, which overflow, unless its session
+    has the option ``session.x64quantprecision`` set to 1, as :class:`OnnxNetwork` has; see benchmarks/README.md,
+    "Inference". Arm processors and those with VNNI add in 32 bits.
 
     Args:
         model: an ONNX model in float32. One that :func:`export_int8` makes on its way has no
@@ -197,6 +200,7 @@ def quantize(model: bytes, calibration: np.ndarray) -> bytes:
             nodes_to_exclude=[node.name for node in before],
             per_channel=True,
             activation_type=QuantType.QUInt8,
+            # Of the last layer alone: convolutions with a scale for each channel get signed weights whatever it says.
             weight_type=QuantType.QUInt8,
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={
@@ -253,6 +257,8 @@ class OnnxNetwork:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if int8_sums_overflow():
+            options.add_session_config_entry(*EXACT_INT8)
         # Errors alone, which are raised too.
         options.log_severity_level = 4
         try:
@@ -352,7 +358,9 @@ def _slim(model: onnx.ModelProto) -> bytes:
     graph.ClearField("initializer")
     for tensor in tensors:
         values = numpy_helper.to_array(tensor)
-        key = (tensor.data_type, values.shape, values.tobytes())
+        # EXACT_INT8 has onnxruntime put unsigned values in the place of these, one by one; it fails on shared ones.
+        own = tensor.name if tensor.data_type == onnx.TensorProto.INT8 else ""
+        key = (tensor.data_type, values.shape, values.tobytes(), own)
         if key not in kept:
             kept[key] = next(short)
             graph.initializer.append(numpy_helper.from_array(values, kept[key]))

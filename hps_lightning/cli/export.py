@@ -1,7 +1,6 @@
 """`hps export`: a checkpoint as a folder that runs on the board by itself."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from hps_lightning.cli.from_checkpoint import reachable_root
 from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError
-from hps_lightning.machine import int8_sums_overflow
 from hps_lightning.modules import RECORD_KEY
 from hps_lightning.runs import RUNS
 
@@ -116,13 +114,6 @@ def run_export(argv: list[str]) -> int:
     )
     if rows:
         Console().print(formats_table(rows))
-    if _INT8 in models and int8_sums_overflow():
-        print(
-            "hps export: warning: in 8 bits onnxruntime's sums overflow on this processor, an x86 without VNNI: what "
-            f"{INT8_FILE} answers here is wrong, and the accuracy measured with it too; the self-test compares nothing "
-            "with it. Arm processors and those with VNNI do not overflow: export there for both.",
-            file=sys.stderr,
-        )
     print(f"Wrote {arguments.output}. Copy the folder, and there: python3 selftest.py")
     return 0
 

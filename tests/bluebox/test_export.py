@@ -204,6 +204,12 @@ def test_a_network_that_does_not_run_or_whose_file_has_gone_is_one_error(own, tm
         make_bundle(gone, tmp_path / "bundle")
 
 
+def test_a_network_in_a_file_called_as_one_of_the_bundles_is_refused(own, tmp_path):
+    with pytest.raises(UserError, match=r"has a classify\.py of its own, which .* would replace; rename it"):
+        make_bundle(own("classify.py"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_answers_that_are_not_finite_are_refused(classifier, tmp_path):
     # Finite, and of no use under a root.
     next(module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)).running_var.fill_(-1)

@@ -172,6 +172,13 @@ def test_grey_frames(started, answer, shape, named):
     np.testing.assert_allclose(written["probabilities"][1], answer(np.repeat(grey, 3, 2)), atol=1e-6)
 
 
+@pytest.mark.parametrize("named", ["NV12", b"i420\0", "YV12", "BayerRG8"])
+def test_colours_in_one_channel_are_no_grey(started, standin, named):
+    assert started().step(0, data=image(noise(48, 32, 1), named)) == {}
+    (report,) = standin.reports("error")
+    assert "planar YUV and Bayer are not taken" in report
+
+
 @pytest.mark.parametrize(("order", "channels"), [("YUV", 3), ("YUYV", 2), ("UYVY", 2)])
 def test_yuv_frames(started, frames, answer, order, channels):
     frame = noise(32, 32, channels)

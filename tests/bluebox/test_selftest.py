@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hps_lightning.bluebox import INT8_FILE, ONNX_FILE, describe, export, export_bundle
+from hps_lightning.bluebox import INT8_FILE, ONNX_FILE, describe, export_bundle
 from hps_lightning.bluebox.onnx_export import export_int8, export_onnx
 
 from .made import change_manifest, record, replace_file
@@ -142,10 +142,7 @@ def onnx_exported(decided, tmp_path_factory):
         INT8_FILE: export_int8(network, manifest, calibration, preprocessing=True),
     }
     folder = tmp_path_factory.mktemp("exported") / "with onnx"
-    with pytest.MonkeyPatch.context() as patch:
-        # Compared on the same processor, whichever it is.
-        patch.setattr(export, "int8_sums_overflow", lambda: False)
-        return export_bundle(network, network.state_dict(), folder, described, models=models)
+    return export_bundle(network, network.state_dict(), folder, described, models=models)
 
 
 @pytest.fixture
@@ -160,22 +157,13 @@ def test_onnx_files_are_tested_where_they_can_be_run(selftest, onnx_bundle, bund
     assert all(off < 1e-5 for _, _, off in checked)
 
 
-def test_8_bits_that_overflowed_at_the_export_are_held_against_no_board(
-    selftest, onnx_exported, decided, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(export, "int8_sums_overflow", lambda: True)
-    models = {name: (onnx_exported / name).read_bytes() for name in (ONNX_FILE, INT8_FILE)}
-    network = decided.network
-    folder = export_bundle(network, network.state_dict(), tmp_path / "overflown", record(decided), models=models)
-    monkeypatch.setattr(selftest, "HERE", str(folder))
-    assert selftest.main() == 0
-    out = capsys.readouterr().out
-    assert "network-int8.onnx: not compared, for it was exported where sums in 8 bits overflow\n" in out
-    assert "network.onnx: probabilities at most " in out
-    # Without its own, the float32 file is damaged.
-    golden(folder, **{ONNX_FILE: None})
+def test_what_is_right_is_said_before_an_onnx_file_fails(selftest, onnx_bundle, capsys, monkeypatch):
+    golden(onnx_bundle, **{INT8_FILE: None})
+    monkeypatch.setattr(selftest, "HERE", str(onnx_bundle))
     assert selftest.main() == 1
-    assert "golden.npz is damaged: " in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "logits: at most " in said.out
+    assert "golden.npz is damaged: " in said.err
 
 
 @pytest.mark.parametrize("name", [ONNX_FILE, INT8_FILE])

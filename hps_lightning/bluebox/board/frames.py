@@ -16,6 +16,7 @@ FITS = ("stretch", "crop", "off")
 _CHANNELS = {"GRAY": 1, "YUYV": 2, "UYVY": 2, "RGB": 3, "BGR": 3, "YUV": 3, "RGBA": 4, "BGRA": 4}
 _PLAIN = ("GRAY", "RGB", "BGR", "RGBA", "BGRA")
 _SYNONYMS = {"GREY": "GRAY", "MONO": "GRAY", "Y": "GRAY", "YUY2": "YUYV"}
+_MOSAICS = ("NV12", "NV21", "I420", "IYUV", "YV12", "YU12", "BAYER")
 # No camera's; a header gone wrong is refused before its size takes the memory.
 _LARGEST_SIDE = 32768
 _MOST_PIXELS = 1 << 26
@@ -58,13 +59,20 @@ def _shape(frame):
 
 def channel_order(name):
     """One of :data:`CHANNEL_ORDERS` for what a runtime or a user calls it, or None if it is none."""
-    if isinstance(name, bytes):
-        name = name.decode("ascii", "replace")
-    if not isinstance(name, str):
-        return None
-    name = name.strip("\0 ").upper()
+    name = _plain(name)
     name = _SYNONYMS.get(name, name)
     return name if name in CHANNEL_ORDERS else None
+
+
+def is_mosaic(name):
+    """Whether a runtime's name of an order means planar YUV or a Bayer pattern: colours in one channel."""
+    return _plain(name).startswith(_MOSAICS)
+
+
+def _plain(name):
+    if isinstance(name, bytes):
+        name = name.decode("ascii", "replace")
+    return name.strip("\0 ").upper() if isinstance(name, str) else ""
 
 
 def to_rgb(frame, order):

@@ -237,9 +237,11 @@ class _Work(object):
     def _order_of(self, frame, data):
         if self.order != _AUTO:
             return self.order
-        if frame.ndim == 2 or frame.shape[2] == 1:
-            return "GRAY"
         named = getattr(data, "channel_seq", None)
+        if frame.ndim == 2 or frame.shape[2] == 1:
+            if self.frames.is_mosaic(named):
+                raise self.frames.FrameError("planar YUV and Bayer are not taken: {}".format(_shown(named)))
+            return "GRAY"
         order = self.frames.channel_order(named)
         if order is None:
             raise self.frames.FrameError(
