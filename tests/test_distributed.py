@@ -93,6 +93,12 @@ def test_two_processes_equal_one(tmp_path, two):
     assert "sync_dist" not in printed
 
 
+def test_a_run_for_development_ends(tmp_path):
+    status, printed, complaints = run(tmp_path, [HPS, *FIT, *TWO, "--trainer.fast_dev_run=true"])
+    assert status == 0, complaints
+    assert "train/accuracy" in printed
+
+
 def dying(rank, epoch, how="SIGKILL", attempt=0):
     """The options that let a process die."""
     values = {"rank": rank, "epoch": epoch, "how": how, "attempt": attempt}

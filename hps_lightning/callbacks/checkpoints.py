@@ -179,6 +179,9 @@ class LastCheckpoint(_MovableCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves at the end of an epoch where it is time to."""
+        # The processes compute them together. A progress bar, which one process alone has, may have asked for them
+        # already, and would wait in one exchange while the others wait in the next.
+        _ = trainer.callback_metrics
         number = self._signals.received(trainer)
         complete = _is_complete(trainer)
         if self._stopped_inside:

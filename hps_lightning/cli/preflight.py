@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
@@ -112,6 +113,14 @@ def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule
             raise UserError(
                 f"StochasticWeightAveraging and trainer.precision {trainer.precision} do not go together: the last "
                 "epoch has no gradients that could be scaled. Take bf16-mixed, or EMAWeightAveraging."
+            )
+        elif isinstance(callback, StochasticWeightAveraging) and not any(
+            isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
+        ):
+            # Lightning averages after the last epoch, and adds one for batch norms alone.
+            raise UserError(
+                "StochasticWeightAveraging leaves its averages in no checkpoint of a network without batch norm. Take "
+                "EMAWeightAveraging."
             )
         elif isinstance(callback, DeviceStatsMonitor) and find_spec("psutil") is None:
             cpu_stats = callback._cpu_stats

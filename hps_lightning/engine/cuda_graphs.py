@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from hps_lightning.engine.hooks import hooked
+
 # Before a recording, so that the libraries choose and load their kernels outside it.
 _WARM_UP = 3
 
-# What callbacks set on a module to change how it computes, and what a module calls besides.
+# What callbacks set on a module to change how it computes.
 _SETTINGS = ("training", "momentum", "resolution", "p")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Replayed:
@@ -83,7 +84,7 @@ class GraphedTraining:
     def _key(self, images: Tensor) -> Any:
         """All that a recording depends on."""
         modules = [
-            (*map(vars(module).get, _SETTINGS), _hooked(module), *map(_address, module._buffers.values()))
+            (*map(vars(module).get, _SETTINGS), hooked(module), *map(_address, module._buffers.values()))
             for module in self._modules
         ]
         weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._weights]
@@ -97,15 +98,11 @@ class GraphedTraining:
         # It looks at each gradient of the backward pass.
         return not torch.is_anomaly_enabled() and all(
             # Hooks would be called while it is recorded alone.
-            not _hooked(module)
+            not hooked(module)
             # A cumulative average asks the GPU for the number of batches.
             and not (isinstance(module, nn.BatchNorm2d) and module.momentum is None)
             for module in self._modules
         )
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any(vars(module).get(hooks) for hooks in _HOOKS)
 
 
 def _address(buffer: Tensor | None) -> int | None:
@@ -245,10 +242,13 @@ def _captured(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any 
 
 def _warm_up(function: Callable[[], Any], stream: torch.cuda.Stream) -> None:
     stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream), _casting_anew():
-        for _ in range(_WARM_UP):
-            function()
-    torch.cuda.current_stream(stream.device).wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream), _casting_anew():
+            for _ in range(_WARM_UP):
+                function()
+    finally:
+        # Where one fails, those before it may still be running.
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
 
 
 def _casting_anew() -> torch.autocast:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hps_lightning.engine.hooks import hooked
 from hps_lightning.engine.native import load_kernels
 from hps_lightning.networks.squeezenext import ConvUnit, SqueezeNextBlock
 
@@ -56,7 +57,7 @@ class FusedTraining:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Lets the units take the fast way inside the block."""
-        # By class, not by replacing modules: names, hooks, parameters and copies stay as they are.
+        # By class, not by replacing modules: names, parameters and copies stay as they are.
         originals = [type(module) for module, _ in self._fast]
         try:
             for module, fast in self._fast:
@@ -99,11 +100,11 @@ class _FastBlock(SqueezeNextBlock):
     follows_block = False
 
     def forward(self, images: Tensor) -> Tensor:
-        if not _kernel_takes(self.expand, images):
+        if not _kernel_takes(self.expand, images) or hooked(self.expand) or hooked(self.activation):
             return super().forward(images)
         squeeze, shortcut = self.squeeze1, self.shortcut
         if all(
-            isinstance(unit, _FastUnit) and _only_samples(unit[0]) and _kernel_takes(unit, images)
+            isinstance(unit, _FastUnit) and _only_samples(unit[0]) and _kernel_takes(unit, images) and not hooked(unit)
             for unit in (squeeze, shortcut)
         ):
             # Both look at every other pixel alone.
@@ -139,6 +140,8 @@ def _kernel_takes(unit: nn.Sequential, images: Tensor) -> bool:
         and conv.weight.dtype == norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and _compute_dtype(images) in _KERNEL_DTYPES
         and images.numel() > 0
+        # Pruning, for one, makes a weight anew in a hook before each pass.
+        and not any(map(hooked, unit))
     )
 
 

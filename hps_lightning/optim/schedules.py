@@ -286,7 +286,7 @@ class ReduceLROnPlateau(LRSchedule):
             nothing validates.
         mode: whether a better metric is smaller ("min") or greater ("max").
         factor: the factor.
-        patience: validations without improvement that are let pass; epochs, where it watches the training.
+        patience: epochs without improvement that are let pass; those that validate count, where it watches that.
         min_lr: the rate below which it does not fall.
     """
 

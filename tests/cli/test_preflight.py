@@ -43,6 +43,14 @@ STEPS = ["--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
             ["--data.protocol=full", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
             r"^EarlyStopping: monitor 'val/loss' is nothing that this training logs; it logs train/accuracy, ",
         ),
+        (
+            [
+                "--model=squeezenet_v1_1",
+                "--trainer.callbacks+=StochasticWeightAveraging",
+                "--trainer.callbacks.swa_lrs=0.01",
+            ],
+            r"^StochasticWeightAveraging leaves .* without batch norm\. Take EMAWeightAveraging\.$",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -8,6 +8,7 @@ from statistics import median
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from hps_lightning import networks
 from hps_lightning.engine import FusedTraining
@@ -181,6 +182,30 @@ def test_a_unit_of_the_networks_has_the_exact_values_and_gradients(norm_last):
     network, images = _decided(lambda: ConvUnit(3, 6, (3, 3), norm_last=norm_last), (3, 3, 8, 8))
     assert _changed(network) == {""}
     _agree(_step(network, images, fused=True), _exact(network, images), 1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_hook_is_called(stride):
+    block = SqueezeNextBlock(6, 6, stride, KERNELS)
+    called = []
+    names = [name for name, _ in block.named_modules()]
+    for name in names:
+        network = copy.deepcopy(block)
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+        with FusedTraining(network).applied():
+            network(torch.randn(2, 6, 8, 8))
+    assert called == names
+
+
+def test_pruned_weights_train():
+    torch.manual_seed(0)
+    network, images = _unit(6, 8, "conv-relu-norm"), torch.randn(4, 6, 8, 8)
+    fused = FusedTraining(network)
+    prune.l1_unstructured(network[0], "weight", amount=0.5)
+    for _ in range(2):
+        with fused.applied():
+            network(images).square().sum().backward()
+    assert (network[0].weight_orig.grad != 0).sum() == network[0].weight.numel() // 2
 
 
 @pytest.mark.parametrize("offset", [100.0, -100.0])
