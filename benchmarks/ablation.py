@@ -28,8 +28,8 @@ RUNS = Path("runs/ablation")
 BASE = "as it is"
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown table, the best change first."""
+def page(plan: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown: what was changed, and a table with the best change first."""
 
     def accuracy(name: str) -> float:
         return mean(run["val/accuracy"] for run in results[name]["runs"])
@@ -44,6 +44,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         return mean(changed[seed] - unchanged[seed] for seed in both) if both else None
 
     lines = [
+        f"Each change alone of `hps fit --config {plan['config']} {plan['base']}`; each seed's accuracy in brackets.",
+        "",
         "| change | options | accuracy on the hold-out | difference | training accuracy |",
         "|---|---|---|---|---|",
     ]
@@ -111,7 +113,7 @@ def main() -> int:
     except RuntimeError as error:
         print(f"ablation: error: {error}", file=sys.stderr)
         return 1
-    write_text(suffixed(arguments.output, ".md"), table(results))
+    write_text(suffixed(arguments.output, ".md"), page(plan, results))
     return 0
 
 

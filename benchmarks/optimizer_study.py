@@ -246,7 +246,8 @@ def _percent(accuracies: list[float]) -> str:
 
 def tables(study: Study) -> str:
     """The three rounds as Markdown, as far as they are trained."""
-    lines = ["Accuracy on the hold-out in percent after the last epoch."]
+    network, epochs = study.plan["network"], study.plan["epochs"]
+    lines = [f"Accuracy of `{network}` on the hold-out in percent after the last of {epochs} epochs."]
     if not study.complete():
         lines[0] += f" The study is not finished: {len(study.figures)} trainings so far."
     lines += [

@@ -77,11 +77,13 @@ def test_the_python_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["fit", "--model=hps_06_05x", *SMALL]) == 0, capsys.readouterr().err
     shutil.copy(next(tmp_path.rglob("weights.ckpt")), "weights.ckpt")
-    assert main(["export", "--ckpt_path=last", "--output=bundle", "--formats", "pytorch"]) == 0
-    on_board, from_python = blocks("python")
-    board_names, python_names = {}, {}
+    assert main(["export", "--ckpt_path=last", "--output=bundle"]) == 0
+    on_board, with_onnx, from_python = blocks("python")
+    board_names, onnx_names, python_names = {}, {}, {}
     exec(on_board, board_names)
+    exec(with_onnx, onnx_names)
     exec(from_python, python_names)
+    assert onnx_names["logits"].shape == (1, 10)
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     bundle, module = board_names["bundle"], python_names["module"]
     logits = module(normalise(image, bundle.manifest["input"]["mean"], bundle.manifest["input"]["std"]))
