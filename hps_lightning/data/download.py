@@ -94,8 +94,9 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
     except OSError as error:
         raise DownloadError(info.title, (f"{destination} cannot be written: {error.strerror}",)) from None
     with staging_folder as name, contextlib.ExitStack() as held:
-        # Some network file systems have no locks; there, nobody tidies up either.
-        with contextlib.suppress(OSError):
+        # Some network file systems have no locks; there, nobody tidies up either. (NotImplementedError: so filelock
+        # says it before 3.24.)
+        with contextlib.suppress(OSError, NotImplementedError):
             held.enter_context(FileLock(Path(name, _LOCK), timeout=0))
         return _first_source(info, Path(name), destination, endpoint)
 
@@ -103,7 +104,7 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
 def _remove_abandoned(info: DatasetInfo, destination: Path) -> None:
     """Removes what killed downloads have left aside; that of a living one is locked, or just begun."""
     for folder in destination.glob(f".{info.name}-*"):
-        with contextlib.suppress(OSError, Timeout):
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
             if time.time() - folder.stat().st_mtime > _JUST_BEGUN_SECONDS:
                 with FileLock(folder / _LOCK, timeout=0):
                     shutil.rmtree(folder, ignore_errors=True)

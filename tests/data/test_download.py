@@ -283,6 +283,21 @@ def test_a_server_that_answers_nonsense_for_a_while_is_asked_again(tmp_path, mad
     assert len(attempts) == 3
 
 
+def test_a_file_system_without_locks_is_no_error(tmp_path, made, sources, monkeypatch):
+    server, info = sources
+
+    class Unlockable(FileLock):
+        def _acquire(self):
+            raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(download, "FileLock", Unlockable)
+    left = tmp_path / f".{info.name}-abandoned"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    assert_loads(made, info, download_dataset(info, tmp_path, endpoint=server.endpoint))
+    assert left.is_dir()
+
+
 def test_a_token_that_the_hub_refuses_is_left_out(tmp_path, made, sources, monkeypatch):
     server, info = sources
     server.token = "refused"
