@@ -36,9 +36,13 @@ def load_onnx(path: str, threads: int) -> Callable[[np.ndarray], object]:
     """An ONNX file as a function of arrays."""
     import onnxruntime
 
+    from hps_lightning.machine import int8_sums_overflow
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if int8_sums_overflow():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import yaml
-from trainings import Training, run_all
+from trainings import Training, run_all, threads_each
 
 from hps_lightning.files import suffixed, write_json, write_text
 from hps_lightning.machine import hardware, versions
@@ -63,14 +63,16 @@ class Study:
     Args:
         plan: the YAML file's content.
         path: the JSON file of the results, which are taken up where it exists.
+        jobs: trainings at a time.
 
     Raises:
         RuntimeError: the file is of a study whose trainings share something else.
     """
 
-    def __init__(self, plan: dict[str, Any], path: Path) -> None:
+    def __init__(self, plan: dict[str, Any], path: Path, jobs: int = 1) -> None:
         self.plan = plan
         self.path = path
+        self.jobs = jobs
         self.figures: dict[Setting, dict[str, Any]] = {}
         if not path.exists():
             return
@@ -102,7 +104,9 @@ class Study:
     def accuracy(self, setting: Setting) -> float:
         """Accuracy of the last epoch on the hold-out; 0 where the training diverged."""
         accuracy = self.figures[setting]["val/accuracy"]
-        return accuracy if math.isfinite(self.figures[setting]["train/loss"]) else 0.0
+        # A benchmark.json has no value for what is not finite.
+        loss = self.figures[setting]["train/loss"]
+        return accuracy if loss is not None and math.isfinite(loss) else 0.0
 
     def rates(self, optimizer: str) -> list[float]:
         """The rates that an optimizer is tried with, as far as the results so far tell."""
@@ -165,18 +169,17 @@ class Study:
         """The accuracies of a setting over the plan's seeds, as far as they are trained."""
         return [self.accuracy(one) for one in self.same_but_for_seed(setting)]
 
-    def train(self, wanted: Callable[[], list[Setting]], jobs: int) -> None:
+    def train(self, wanted: Callable[[], list[Setting]]) -> None:
         """Trains what is not trained yet, and writes each result as it comes.
 
         Args:
             wanted: tells the settings; asked again afterwards, since results can ask for more.
-            jobs: how many share the cores.
 
         Raises:
             RuntimeError: a training failed.
         """
         while due := {setting: self._training(setting) for setting in wanted() if setting not in self.figures}:
-            run_all(due, jobs, self._finished)
+            run_all(due, self.jobs, self._finished)
 
     def _training(self, setting: Setting) -> Training:
         words = (setting.optimizer, f"{setting.rate:g}", setting.schedule, setting.change, f"seed_{setting.seed}")
@@ -187,9 +190,9 @@ class Study:
 
     def _finished(self, setting: Setting, figures: dict[str, Any]) -> None:
         self.figures[setting] = figures
+        self.write()
         where = f"{setting.optimizer} {setting.rate:g}, {setting.schedule}{setting.change and ', ' + setting.change}"
         print(f"seed {setting.seed}  {where:60} {100 * self.accuracy(setting):.2f} %", flush=True)
-        self.write()
 
     def tuned(self) -> list[str]:
         """The optimizers of which all rates that are asked for are trained."""
@@ -206,7 +209,8 @@ class Study:
         tuned = self.tuned()
         compared = [one for one in self.comparison() if one.optimizer in tuned and one.seed == self.plan["seeds"][0]]
         content = {key: self.plan[key] for key in _SHARED}
-        content |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
+        machine = {**hardware(torch.device("cpu")), "threads": threads_each(self.jobs)}
+        content |= {"versions": versions(), "hardware": machine}
         content["runs"] = [
             {"setting": asdict(one), "options": self.options(one), "figures": found}
             for one, found in self.figures.items()
@@ -303,9 +307,10 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        study = Study(yaml.safe_load(arguments.plan.read_text(encoding="utf-8")), suffixed(arguments.output, ".json"))
+        plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
+        study = Study(plan, suffixed(arguments.output, ".json"), arguments.jobs)
         for settings in (study.tuning, study.comparison, study.changes):
-            study.train(settings, arguments.jobs)
+            study.train(settings)
     except RuntimeError as error:
         print(f"optimizer_study: error: {error}", file=sys.stderr)
         return 1

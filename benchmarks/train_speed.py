@@ -275,7 +275,8 @@ def main() -> int:
     if arguments.output:
         facts = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, **summary}
         facts["precision"] = fast_precision("cpu")
-        facts |= {"hardware": hardware(torch.device("cpu")), "versions": versions()}
+        machine = {**hardware(torch.device("cpu")), "threads": arguments.threads}
+        facts |= {"hardware": machine, "versions": versions()}
         write_json(arguments.output, facts)
     return 0
 

@@ -66,6 +66,12 @@ class Training:
         }
 
 
+def threads_each(jobs: int) -> int:
+    """How many threads each of several trainings at a time has."""
+    # PyTorch's own count keeps to the cores that the caller has left us, and to OMP_NUM_THREADS.
+    return max(1, torch.get_num_threads() // jobs)
+
+
 def run_all(
     trainings: dict[Hashable, Training], jobs: int, finished: Callable[[Hashable, dict[str, Any]], None]
 ) -> None:
@@ -77,16 +83,23 @@ def run_all(
         finished: told each training's key and figures, in the calling thread.
 
     Raises:
-        RuntimeError: a training failed; those under way are ended orderly first, no other is begun.
+        RuntimeError: a training failed; those under way are finished and told first, no other is begun.
     """
-    # PyTorch's own count keeps to the cores that the caller has left us, and to OMP_NUM_THREADS.
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = threads_each(jobs)
     with ThreadPoolExecutor(jobs) as pool:
         under_way = {pool.submit(training.run, threads): key for key, training in trainings.items()}
+        told = set()
         try:
             for done in as_completed(under_way):
-                finished(under_way[done], done.result())
-        except BaseException:
+                figures = done.result()
+                told.add(done)
+                finished(under_way[done], figures)
+        except BaseException as error:
             # Else leaving the block would wait for all that has not begun, Ctrl+C or not.
             pool.shutdown(cancel_futures=True)
+            if isinstance(error, RuntimeError):
+                # What others have reached meanwhile is not lost with the one that failed.
+                for other in under_way.keys() - told:
+                    if not other.cancelled() and other.exception() is None:
+                        finished(under_way[other], other.result())
             raise

@@ -32,12 +32,16 @@ _QUICK = ("export", "explore", "models", "plot", "replay", "report")
 _COMMANDS = ("fit", "validate", "test", "predict", *_QUICK)
 
 
+# 128 and the number of SIGPIPE, as shells have it.
+_READER_GONE = 141
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs `hps` with the given arguments (those of the process if None).
 
     Returns:
         The exit status: 0, 2 for a mistake in what the user gave, a disk that takes nothing or another process of the
-        training that died, 130 after Ctrl+C.
+        training that died, 130 after Ctrl+C, 141 where the reader of a training's output has gone.
     """
     try:
         status = _status(list(sys.argv[1:] if argv is None else argv))
@@ -76,7 +80,11 @@ def _status(argv: list[str]) -> int:
         print("hps: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 0
+        # The reader of a list has seen enough; a training has not ended.
+        if argv[0] not in ("fit", "explore"):
+            return 0
+        print(f"hps: error: whoever read the output has gone; `hps {argv[0]}` has stopped.", file=sys.stderr)
+        return _READER_GONE
     except OSError as error:
         # A name that the system takes for none may stand wherever a path does.
         if error.errno not in {*DISK_ERRORS, errno.ENAMETOOLONG} or os.environ.get("HPS_DEBUG"):

@@ -135,6 +135,9 @@ def run_test_seeds(directory: Path, argv: list[str]) -> int:
         figures[seed] = finite({name: value for name, value in metrics.items() if name.startswith("test/")})
     group.test = {"arguments": others, "figures": figures, "summary": summarise(list(figures.values()))}
     print_figures(f"{_trainings(group.seeds)}: test of the last epoch", group.seeds, figures)
+    if trainer.fast_dev_run or trainer.limit_test_batches != 1.0:
+        print(f"\nOf a part of the images, and so not kept in {directory / GROUP_FILE}.")
+        return 0
     # Last, since the folder may not be ours to write to.
     group.save()
     print(f"\nKept in {directory / GROUP_FILE}.")

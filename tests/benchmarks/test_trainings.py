@@ -32,6 +32,21 @@ def test_whatever_ends_a_study_begins_no_other_training(error):
     assert len(begun) <= 3
 
 
+class Failing(Fake):
+    def run(self, threads):
+        if self.number == 0:
+            raise RuntimeError("failed")
+        return super().run(threads)
+
+
+def test_what_others_reach_is_not_lost_with_a_training_that_fails():
+    begun, told = [], {}
+    with pytest.raises(RuntimeError, match="failed"):
+        run_all({number: Failing(begun, number) for number in range(8)}, 2, told.__setitem__)
+    assert told == {number: {"seed": number} for number in begun}
+    assert 1 <= len(begun) <= 3
+
+
 def test_each_training_is_told_once():
     told = {}
     run_all({number: Fake([], number) for number in range(3)}, 3, told.__setitem__)

@@ -28,6 +28,19 @@ def test_a_reader_that_has_gone_is_no_error(argv):
         os.close(writer)
 
 
+@pytest.mark.parametrize(("command", "status"), [("models", 0), ("fit", 141), ("explore", 141)])
+def test_a_training_whose_reader_has_gone_has_not_ended(monkeypatch, capsys, command, status):
+    # By name, since the package has the function of the same name.
+    module = importlib.import_module("hps_lightning.cli.main")
+
+    def gone(argv):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(module, "_run", gone)
+    assert module.main([command]) == status
+    assert (f"whoever read the output has gone; `hps {command}` has stopped" in capsys.readouterr().err) == (status > 0)
+
+
 @NEEDS_FULL_DEVICE
 def test_an_output_that_takes_nothing_is_one_error():
     with open("/dev/full", "w") as full:

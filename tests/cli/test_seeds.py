@@ -184,6 +184,10 @@ def test_the_test_is_of_all_seeds_last_epochs(story, hps):
     status, out, err = hps("test", "--ckpt_path", story.folder / GROUP / "seed_1/checkpoints/last.ckpt")
     assert status == 0, err
     assert f"{100 * figures['1']['test/accuracy']:.2f} %" in out
+    kept = (story.folder / GROUP / "seeds.json").read_bytes()
+    status, out, err = hps("test", "--ckpt_path", story.folder / GROUP, "--trainer.fast_dev_run=true")
+    assert (status, "Of a part of the images, and so not kept in" in out) == (0, True), err
+    assert (story.folder / GROUP / "seeds.json").read_bytes() == kept
 
 
 @pytest.mark.train
