@@ -94,8 +94,8 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
     except OSError as error:
         raise DownloadError(info.title, (f"{destination} cannot be written: {error.strerror}",)) from None
     with staging_folder as name, contextlib.ExitStack() as held:
-        # Some network file systems have no locks; there, nobody tidies up either. (NotImplementedError: so filelock
-        # says it before 3.24.)
+        # Some network file systems have no locks; there, nobody tidies up either (NotImplementedError: so filelock
+        # says it before 3.24).
         with contextlib.suppress(OSError, NotImplementedError):
             held.enter_context(FileLock(Path(name, _LOCK), timeout=0))
         return _first_source(info, Path(name), destination, endpoint)

@@ -116,7 +116,7 @@ def onnx_networks(bundle):
 def _onnx_network(bundle, name, onnxruntime):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # x86 processors without VNNI add products of 8 bits in 16, which overflow; no others mind.
+    # x86 processors without VNNI add products of 8 bits in 16, which overflow; the answers of all others stay the same.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(
