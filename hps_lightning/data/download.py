@@ -104,6 +104,7 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
 def _remove_abandoned(info: DatasetInfo, destination: Path) -> None:
     """Removes what killed downloads have left aside; that of a living one is locked, or just begun."""
     for folder in destination.glob(f".{info.name}-*"):
+        # What has no lock, as in `download_dataset`, stays: nobody knows whether it is of use.
         with contextlib.suppress(OSError, NotImplementedError, Timeout):
             if time.time() - folder.stat().st_mtime > _JUST_BEGUN_SECONDS:
                 with FileLock(folder / _LOCK, timeout=0):
