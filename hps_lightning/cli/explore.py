@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.parser import OneLineParser
-from hps_lightning.errors import UserError
+from hps_lightning.errors import TrainingStopped, UserError
 from hps_lightning.explore.config import Exploration, parse_limits, read_exploration
 from hps_lightning.explore.front import (
     Row,
@@ -32,9 +32,6 @@ from hps_lightning.explore.storage import HEARTBEAT_S, STORAGE_ERRORS, default_u
 from hps_lightning.explore.study import claim_folder, close_study, find_study, open_study, study_record
 from hps_lightning.explore.worker import Worker, write_options
 from hps_lightning.runs import RUNS
-
-_INTERRUPTED = 130
-"""What shells take for the end by Ctrl+C."""
 
 
 def run_explore(argv: list[str]) -> int:
@@ -76,13 +73,14 @@ def run_explore(argv: list[str]) -> int:
             with _terminated_as_interrupted():
                 worker.check()
                 worker.work()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             _say("Stopped. The same command goes on from here; `--show` shows what there is.")
-            return _INTERRUPTED
+            # As shells have it.
+            return 128 + getattr(interruption, "signal", signal.SIGINT)
         finally:
             close_study(study)
         _show(exploration.study, url, folder, arguments.heartbeat)
-        _say_next(arguments)
+        _say_next(arguments, options)
     return 0
 
 
@@ -147,7 +145,11 @@ def _storage_errors(url: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Lets a cluster that ends the process have what Ctrl+C has: a trial that goes on elsewhere."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def stop(number: int, frame: object) -> None:
+        raise TrainingStopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
@@ -204,11 +206,12 @@ def _show(name: str, url: str, folder: Path, heartbeat_s: int) -> None:
     _say(f"Wrote front.png, front.svg, front.csv, front.md and trials.csv to {folder}.")
 
 
-def _say_next(arguments: argparse.Namespace) -> None:
+def _say_next(arguments: argparse.Namespace, options: list[str]) -> None:
     again = ["hps", "explore", "--config", arguments.config]
     again += ["--study", arguments.study] if arguments.study else []
     # A password is not printed.
     storage = "" if not arguments.storage else f" --storage {shlex.quote(arguments.storage)}"
     storage = storage if not arguments.storage or is_file(arguments.storage) else " --storage ..."
     runs = ["--runs", str(arguments.runs)] if arguments.runs != Path(RUNS) else []
-    _say(f"Config of the best one: {shlex.join([*again, *runs])}{storage} --best --output best.yaml")
+    further = f" -- {shlex.join(options)}" if options else ""
+    _say(f"Config of the best one: {shlex.join([*again, *runs])}{storage} --best --output best.yaml{further}")

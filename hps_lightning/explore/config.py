@@ -34,7 +34,8 @@ class Exploration:
         trials: how many, of all workers together.
         sampler: one of :data:`~hps_lightning.explore.samplers.SAMPLERS`.
         pruning: which trials are stopped early.
-        retries: how often a trial is begun again whose worker was killed.
+        retries: how often a trial is begun again whose worker was killed; unless 0, one whose training died where all
+            of a worker's do is begun again once.
         seed: of what the sampler draws; that of the trainings is ``seed_everything`` of the base.
     """
 

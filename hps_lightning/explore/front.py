@@ -13,8 +13,9 @@ from rich.table import Table
 from hps_lightning import files
 from hps_lightning.errors import UserError
 from hps_lightning.explore.quantities import ERROR, QUANTITIES, exceeds, excess, write_limits
+from hps_lightning.explore.storage import FAILURE
 from hps_lightning.explore.study import counted
-from hps_lightning.explore.worker import COSTS, FAILURE, OPTIONS, PLACE, SAME_AS, curve_of, write_options
+from hps_lightning.explore.worker import COSTS, OPTIONS, PLACE, SAME_AS, curve_of, write_options
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ HEARTBEAT_S = 30
 GRACE = 4
 """How many signs of life in a row have to be missing for a worker to be taken for dead."""
 
+FAILURE = "failure"
+"""The attribute of a trial that says why it failed."""
+
 WORKER = "worker"
 """The attribute of a trial that says who trains it, from when it gives signs of life."""
 
@@ -57,9 +60,10 @@ class Retry(RetryHeartbeatStaleTrialCallback):
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Puts it there."""
-        trial = copy.copy(trial)
+        # Optuna adds to the list of its earlier numbers, which a journal shares with all who look.
+        trial = copy.deepcopy(trial)
         # Else who takes it up, and dies before the first sign of life, would be taken for a worker that lives.
-        trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != WORKER}
+        trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, FAILURE)}
         super().__call__(study, trial)
 
 
@@ -119,7 +123,7 @@ def open_storage(url: str, retries: int = 3, heartbeat_s: int = HEARTBEAT_S) -> 
         _parsed(url)
     try:
         if url.startswith(_JOURNAL):
-            return JournalStorage(JournalFileBackend(str(local_path(url))))
+            return JournalStorage(_journal(local_path(url)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return optuna.storages.get_storage(_database(url, retries, heartbeat_s))
@@ -137,6 +141,12 @@ def open_storage(url: str, retries: int = 3, heartbeat_s: int = HEARTBEAT_S) -> 
         raise UserError(f"Another version of Optuna made {without_password(url)}: {error}") from error
     except ValueError as error:
         raise UserError(f"{without_password(url)} is damaged, or no study's storage: {error}") from error
+
+
+def _journal(path: Path) -> JournalFileBackend:
+    # Its lock is a link to the path as given, which would point nowhere from the file's folder; and who meets such a
+    # link, left by a process that was killed, would wait for ever.
+    return JournalFileBackend(str(path.absolute()))
 
 
 def _database(url: str, retries: int, heartbeat_s: int) -> RDBStorage:

@@ -12,6 +12,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError
@@ -20,6 +21,7 @@ from hps_lightning.cli.lightning import run_cli
 from hps_lightning.errors import DivergedError, UserError
 from hps_lightning.explore.measure import network_costs
 from hps_lightning.explore.quantities import ERROR
+from hps_lightning.files import DISK_ERRORS
 
 _METRIC = "val/accuracy"
 
@@ -138,7 +140,10 @@ def train(
     except DivergedError as error:
         last = ("diverged", str(error))
     except UserError as error:
-        last = ("refused", str(error))
+        # What this machine lacks is no fault of the arguments either.
+        cause = error.__cause__
+        lacking = isinstance(cause, torch.OutOfMemoryError) or getattr(cause, "errno", None) in DISK_ERRORS
+        last = ("failed" if lacking else "refused", str(error))
     except Exception as error:
         traceback.print_exc()
         text = str(error).strip()

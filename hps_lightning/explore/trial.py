@@ -1,17 +1,18 @@
 """The worker's side of a trial: its folder, and the process that trains in it."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from hps_lightning.errors import DivergedError, UserError
 
@@ -49,13 +50,24 @@ class TrialFolder:
         arguments = {"save_dir": str(self.path.parent), "name": self.name, "version": _RUN}
         return {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": arguments}
 
-    def lock(self) -> FileLock:
-        """Held while a worker is at the trial; the system frees it when the worker dies."""
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a worker is at the trial; the system frees it when the worker dies.
+
+        Some network file systems have no locks; there the storage's signs of life tell alone.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made: {error.strerror}.") from error
-        return FileLock(self.path / _LOCK)
+        with contextlib.ExitStack() as held:
+            # NotImplementedError: so filelock says it before 3.24.
+            with contextlib.suppress(OSError, NotImplementedError):
+                held.enter_context(FileLock(self.path / _LOCK))
+            yield
 
     def abandoned(self) -> bool:
         """Whether a worker of this machine was at the trial and has died."""
@@ -64,7 +76,8 @@ class TrialFolder:
         try:
             with FileLock(self.path / _LOCK, timeout=0):
                 return True
-        except Timeout:
+        except (OSError, NotImplementedError):
+            # It is held (Timeout, an OSError), or there are no locks.
             return False
 
     def checkpoints(self) -> list[Path]:
@@ -80,7 +93,7 @@ class TrialFolder:
             earlier: the folders of the times that it was begun before, the newest first.
 
         Raises:
-            UserError: the copy cannot be made.
+            TrialFailedError: the copy cannot be made.
         """
         other = next((folder for folder in earlier if folder.checkpoints()), None)
         if other is None or self.run.exists():
@@ -92,7 +105,7 @@ class TrialFolder:
             shutil.copytree(other.run, aside, ignore=shutil.ignore_patterns(".*"))
             os.replace(aside, self.run)
         except OSError as error:
-            raise UserError(f"{other.run} cannot be copied to {self.run}: {error}") from error
+            raise TrialFailedError(f"{other.run} cannot be copied to {self.run}: {error}") from error
         return True
 
     def finished_error(self, epochs: int | None) -> float | None:
@@ -164,22 +177,35 @@ def _train(*arguments: Any) -> None:
 
 
 def _converse(connection: Connection, process: BaseProcess, answer: Answer) -> str:
+    while True:
+        with _death_told(process):
+            name, content = _next_message(connection, process)
+        if name in ("done", "declined"):
+            return name
+        if name == "diverged":
+            raise DivergedError(content)
+        if name == "refused":
+            raise UserError(content)
+        if name == "failed":
+            raise TrialFailedError(content)
+        # Outside: whoever reads the worker's output may have gone, which is no fault of the trial's.
+        wanted = answer(name, content)
+        with _death_told(process):
+            connection.send(wanted)
+
+
+def _next_message(connection: Connection, process: BaseProcess) -> tuple[str, Any]:
+    while not connection.poll(_POLL_S):
+        if not process.is_alive() and not connection.poll(0):
+            raise EOFError
+    return connection.recv()
+
+
+@contextlib.contextmanager
+def _death_told(process: BaseProcess) -> Iterator[None]:
+    """Says what became of a process that hears and says nothing any more."""
     try:
-        while True:
-            if not connection.poll(_POLL_S):
-                if not process.is_alive() and not connection.poll(0):
-                    raise EOFError
-                continue
-            name, content = connection.recv()
-            if name in ("done", "declined"):
-                return name
-            if name == "diverged":
-                raise DivergedError(content)
-            if name == "refused":
-                raise UserError(content)
-            if name == "failed":
-                raise TrialFailedError(content)
-            connection.send(answer(name, content))
+        yield
     except (EOFError, ConnectionError):
         process.join(_PATIENCE_S)
         code = process.exitcode

@@ -25,7 +25,15 @@ from hps_lightning.explore.config import Exploration, option_tokens
 from hps_lightning.explore.pruning import dominated
 from hps_lightning.explore.quantities import ERROR, QUANTITIES, exceeds, excess
 from hps_lightning.explore.space import Corner
-from hps_lightning.explore.storage import GRACE, STORAGE_ERRORS, WORKER, StorageDownError, is_file, storage_down
+from hps_lightning.explore.storage import (
+    FAILURE,
+    GRACE,
+    STORAGE_ERRORS,
+    WORKER,
+    StorageDownError,
+    is_file,
+    storage_down,
+)
 from hps_lightning.explore.study import (
     SURPLUS,
     ask,
@@ -39,17 +47,20 @@ from hps_lightning.explore.study import (
 )
 from hps_lightning.explore.trial import TrialFailedError, TrialFolder, run_training
 
-COSTS, CURVE, EPOCHS, FAILURE, OPTIONS, PLACE, SAME_AS = (
+COSTS, CURVE, EPOCHS, OPTIONS, PLACE, SAME_AS = (
     "costs",
     "curve",
     "epochs",
-    "failure",
     "options",
     "folder",
     "same_as",
 )
-"""Attributes of a trial: what its network costs, its error after each epoch, its length, why it failed, its
-options of `hps fit`, its folder, and the trial that had the same options."""
+"""Attributes of a trial: what its network costs, its error after each epoch, its length, its options of `hps fit`, its
+folder, and the trial that had the same options."""
+
+
+_CRASHES = 3
+"""Trials that a worker lets die one after the other before it takes itself, not them, for the reason."""
 
 
 class Worker:
@@ -82,6 +93,7 @@ class Worker:
         self._name = f"{platform.node()}:{os.getpid()}"
         self._unheard: dict[int, float] = {}
         self._waited_for: set[int] = set()
+        self._crashed: list[int] = []
 
     def check(self) -> None:
         """Tries one corner of the space up to where its training would begin.
@@ -102,7 +114,8 @@ class Worker:
         """Takes trials until there are enough, and those of other workers have ended.
 
         Raises:
-            UserError: the storage is down for longer than a worker may be silent.
+            UserError: the storage is down for longer than a worker may be silent, or one training after the other dies
+                here; their trials are back in the queue.
             KeyboardInterrupt: Ctrl+C; the trial under way is back in the queue.
         """
         while self.patiently(self._next_trial):
@@ -113,6 +126,9 @@ class Worker:
         while True:
             try:
                 return call()
+            except BrokenPipeError:
+                # Of our output, not of the storage.
+                raise
             except STORAGE_ERRORS as error:
                 down = storage_down(self.url, error)
                 patience = GRACE * self.heartbeat_s
@@ -127,6 +143,7 @@ class Worker:
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if waiting or len(counted(trials)) < self.exploration.trials:
             self._run(ask(self.study))
+            self._stop_where_nothing_trains()
             return True
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         if not running:
@@ -145,9 +162,34 @@ class Worker:
                 self.patiently(lambda: self._tell(trial, values, state))
             except UpdateFinishedTrialError:
                 self.say(f"Trial {trial.number} was taken up by another worker, since this one gave no sign of life.")
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, BrokenPipeError):
+                # The latter of our output, as `head` leaves it.
                 self._put_back(trial)
                 raise
+
+    def _stop_where_nothing_trains(self) -> None:
+        """Ends a worker whose trainings die one after the other.
+
+        A GPU that another process fills, or a full disk, would use up all trials of the study.
+
+        Raises:
+            UserError: they do; those that were begun for the first time are back in the queue.
+        """
+        if len(self._crashed) < _CRASHES:
+            return
+        trials = self.patiently(self.study.get_trials)
+        again: list[int] = []
+        for number in self._crashed if self.exploration.retries else ():
+            # Once, since a network may be what kills its trainings; that of a worker that was killed is another matter.
+            if not begun_before(trials[number]):
+                self.patiently(lambda number=number: begin_again(self.study, trials[number], 1))
+                again.append(number)
+        raise UserError(
+            f"{_CRASHES} trainings in a row have died here; their output is in fit.log of their folders in "
+            f"{self.folder}. Once the cause is gone, the same command goes on"
+            + (f", with {_numbered(again)} again" if again else "")
+            + f". The last one's reason: {trials[self._crashed[-1]].user_attrs[FAILURE]}"
+        )
 
     def _tell(self, trial: Trial, values: Sequence[float] | None, state: TrialState) -> None:
         try:
@@ -199,6 +241,7 @@ class Worker:
         except StorageDownError:
             raise
         except DivergedError as error:
+            self._crashed.clear()
             # No failure: the sampler is to learn that nothing good lies there.
             trial.set_user_attr(FAILURE, str(error))
             self.say(f"trial {trial.number}: stopped early: {error}")
@@ -206,6 +249,8 @@ class Worker:
         except (UserError, TrialFailedError) as error:
             trial.set_user_attr(FAILURE, str(error))
             self.say(f"trial {trial.number} failed: {error}")
+            if isinstance(error, TrialFailedError):
+                self._crashed.append(trial.number)
             return None
 
     def _repeat(self, trial: Trial, same: FrozenTrial) -> Sequence[float]:
@@ -242,6 +287,8 @@ class Worker:
         measured = None if progress.costs else self.exploration.quantities
         if run_training(argv, progress.answer, folder.log, measured) == "declined":
             raise TrialPruned("over the limits")
+        # So trainings work here.
+        self._crashed.clear()
         if progress.stopped:
             self.say(f"trial {progress.trial.number}: stopped early, clearly worse than others")
             raise TrialPruned("clearly worse")

@@ -85,6 +85,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         open_storage(f"sqlite:///{tmp_path}/file/made.db")
 
 
+def test_a_journals_lock_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("journal:///runs/made.journal")
+    # As a process that is killed leaves it.
+    assert storage._backend._lock.acquire()
+    assert (tmp_path / "runs" / "made.journal.lock").exists(), "a link that points nowhere is waited for without end"
+
+
 def test_a_sign_of_life_outlives_an_outage(tmp_path, monkeypatch):
     storage = open_storage(f"sqlite:///{tmp_path}/made.db")
     study = optuna.create_study(storage=storage)

@@ -11,6 +11,7 @@ from hps_lightning.explore.study import (
     RECORD_KEY,
     ask,
     begin_again,
+    begun_before,
     claim_folder,
     counted,
     find_study,
@@ -106,6 +107,15 @@ def test_a_folder_of_another_study_is_left_alone(url, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         claim_folder(folder, record)
     assert json.loads(before)["id"] == record["id"]
+
+
+def test_a_trial_that_has_been_begun_as_often_as_it_may_stays_as_it_is(url):
+    study = open_study(exploration(), url, 1)
+    for _ in range(2):
+        trial = ask(study)
+        study.tell(trial, state=TrialState.FAIL)
+        begin_again(study, study.get_trials(deepcopy=False)[trial.number], retries=1)
+    assert [begun_before(trial) for trial in study.trials] == [[], [0]]
 
 
 def test_a_series_of_retries_counts_as_one_trial(url):

@@ -1,12 +1,15 @@
+import errno
 import json
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hps_lightning.errors import UserError
-from hps_lightning.explore import trial
+from hps_lightning.explore import training, trial
 from hps_lightning.explore.config import option_tokens
 from hps_lightning.explore.trial import TrialFailedError, TrialFolder, run_training
 
@@ -73,6 +76,40 @@ def test_a_worker_that_slurm_has_started_trains_on_one_device(tmp_path, monkeypa
     assert run_training([*FIT, "--trainer.logger=false"], lambda name, content: False, measured=None) == "declined"
 
 
+def test_where_there_are_no_locks_a_trial_is_at_work_all_the_same(tmp_path, monkeypatch):
+    def refuse(self, *arguments, **named):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(trial.FileLock, "acquire", refuse)
+    folder = TrialFolder(tmp_path, 0)
+    with folder.lock():
+        assert folder.path.is_dir()
+        (folder.path / "running.lock").touch()
+        assert not folder.abandoned(), "nobody knows"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "last"),
+    [
+        ("no such option", None, "refused"),
+        ("The device's memory does not suffice", torch.OutOfMemoryError("CUDA out of memory"), "failed"),
+        ("The folder cannot be written", OSError(errno.ENOSPC, "No space left on device"), "failed"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_options(monkeypatch, error, cause, last):
+    def fit(*arguments):
+        raise UserError(error) from cause
+
+    messages = []
+    worker = SimpleNamespace(send=messages.append, close=lambda: None)
+    monkeypatch.setattr(training, "run_cli", fit)
+    monkeypatch.setattr(training, "_redirect", lambda log: None)
+    monkeypatch.setattr(training.threading, "Thread", lambda **named: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(training.signal, "signal", lambda *arguments: None)
+    training.train(worker, [], None, None, dict(os.environ))
+    assert messages == [(last, error)]
+
+
 def test_what_is_being_written_is_not_taken_over(tmp_path):
     mine, dead = TrialFolder(tmp_path, 8), TrialFolder(tmp_path, 7)
     (dead.run / "checkpoints").mkdir(parents=True)
@@ -119,6 +156,15 @@ def test_a_process_that_is_killed_is_a_failed_trial(tmp_path):
     argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
     with pytest.raises(TrialFailedError, match="killed by signal 9"):
         run_training(argv, answer, folder.log, None)
+
+
+@pytest.mark.train
+def test_an_error_of_the_workers_own_is_not_taken_for_the_trainings(tmp_path):
+    def answer(name, content):
+        raise BrokenPipeError("of the worker's output")
+
+    with pytest.raises(BrokenPipeError, match="worker's output"):
+        run_training([*FIT, "--trainer.logger=false"], answer, measured=None)
 
 
 def test_files_that_are_damaged_answer_nothing(tmp_path):

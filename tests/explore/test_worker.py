@@ -136,6 +136,57 @@ def test_a_failed_trial_is_told_and_others_go_on(tmp_path, training):
     assert written[0]["note"] == "no memory left"
 
 
+def fail(width, epoch):
+    raise TrialFailedError("OutOfMemoryError: CUDA out of memory.")
+
+
+def test_a_worker_whose_trainings_all_die_stops_and_puts_them_back(tmp_path, training):
+    works, training.error = training.error, fail
+    at_work = worker(tmp_path, exploration(trials=8))
+    with pytest.raises(UserError, match=r"3 trainings in a row.*CUDA out of memory"):
+        at_work.work()
+    assert states(at_work.study) == ["FAIL"] * 3 + ["WAITING"] * 3
+    training.error = works
+    later = worker(tmp_path, exploration(trials=8))
+    later.work()
+    first, again = later.study.trials[:3], later.study.trials[3:6]
+    assert [trial.params for trial in again] == [trial.params for trial in first]
+    assert [trial.state.name for trial in counted(later.study.trials)] == ["COMPLETE"] * 8
+    assert {row.note for row in rows_of(later.study.trials)} == {""}
+
+
+def test_trainings_that_die_again_and_again_are_given_up(tmp_path, training):
+    training.error = fail
+    for _ in range(2):
+        with pytest.raises(UserError, match="in a row"):
+            worker(tmp_path).work()
+    at_work = worker(tmp_path)
+    at_work.work()
+    assert len(training.calls) == 6
+    assert [trial.state.name for trial in counted(at_work.study.trials)] == ["FAIL"] * 3
+
+
+def test_trainings_that_die_now_and_then_stop_no_worker(tmp_path, training):
+    works, outcomes = training.error, iter([fail, fail, None] * 3)
+    training.error = lambda width, epoch: (works if epoch else next(outcomes) or works)(width, epoch)
+    at_work = worker(tmp_path, exploration(trials=9))
+    at_work.work()
+    assert states(at_work.study) == ["FAIL", "FAIL", "COMPLETE"] * 3
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_the_trial(tmp_path, training):
+    def say(line):
+        if "epoch" in line:
+            raise BrokenPipeError
+
+    at_work = worker(tmp_path)
+    at_work.say = say
+    with pytest.raises(BrokenPipeError):
+        at_work.work()
+    assert states(at_work.study) == ["FAIL", "WAITING"]
+    assert "failure" not in at_work.study.trials[0].user_attrs
+
+
 def test_ctrl_c_puts_the_trial_back_and_it_goes_on_where_it_was(tmp_path, training):
     training.interrupt = (2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
