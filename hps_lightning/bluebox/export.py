@@ -1,10 +1,12 @@
 """Writes what goes onto the board: weights with their manifest, or a bundle that runs by itself."""
 
+import ast
 import hashlib
 import inspect
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -19,7 +21,7 @@ from hps_lightning.bluebox.manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGH
 from hps_lightning.bluebox.staging import destination, staged_directory, write_file
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
-from hps_lightning.errors import UserError
+from hps_lightning.errors import UserError, say_trouble
 
 BOARD_FOLDER = Path(__file__).with_name("board")
 """What is copied into every bundle as it stands."""
@@ -74,6 +76,8 @@ def export_bundle(
 ) -> Path:
     """Writes a folder that runs on the board: numpy and PyTorch 1.1 are all that it needs there.
 
+    Of the network's code it holds the file of its class alone, and warns where that file imports more than those.
+
     Args:
         network: whose class and arguments are exported, wrapped or bare.
         weights: a state dict of it, not necessarily its present one.
@@ -106,6 +110,7 @@ def export_bundle(
         files[source.name] = source.read_bytes()
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}.") from error
+    _warn_of_imports(source.name, files[source.name])
     files[WEIGHTS_FILE] = content
     files.update(models or {})
     files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest, models or {})
@@ -113,6 +118,28 @@ def export_bundle(
     manifest["weights"] = {"file": WEIGHTS_FILE, **_identity(content)}
     manifest["files"] = {name: _identity(files[name]) for name in sorted(files)}
     return _write(files, manifest, directory)
+
+
+def _warn_of_imports(name: str, source: bytes) -> None:
+    """Says what a network's file needs beyond the bundle, where it would be found missing on the board alone."""
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        # Changed since it was imported.
+        raise UserError(f"{name} has been changed and is no Python any more; mend it, and export again.") from None
+    needed: list[str] = []
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            needed += [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            needed.append("." * statement.level + (statement.module or ""))
+    held = {"numpy", "torch", *sys.stdlib_module_names}
+    missing = sorted({module for module in needed if module.split(".")[0] not in held})
+    if missing:
+        say_trouble(
+            f"{name} imports {', '.join(missing)}, which this bundle does not hold; without them on the board it does "
+            "not run there. A network's file that needs PyTorch and numpy alone runs everywhere."
+        )
 
 
 def refuse_full_directory(directory: str | os.PathLike) -> None:

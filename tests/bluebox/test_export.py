@@ -204,6 +204,20 @@ def test_a_network_that_does_not_run_or_whose_file_has_gone_is_one_error(own, tm
         make_bundle(gone, tmp_path / "bundle")
 
 
+def test_what_ones_own_network_needs_beyond_the_bundle_is_said(own, tmp_path, capsys):
+    make_bundle(own("my_net.py"), tmp_path / "bundle")
+    assert capsys.readouterr().err == ""
+    needy = own("needy.py")
+    code = (tmp_path / "needy.py").read_text()
+    imports = "import os.path, timm.layers, torch.nn\nfrom . import blocks\nfrom hps_lightning import zoo"
+    (tmp_path / "needy.py").write_text(f"{imports}\n{code}")
+    make_bundle(needy, tmp_path / "bundle")
+    assert "needy.py imports ., hps_lightning, timm.layers, which" in capsys.readouterr().err
+    (tmp_path / "needy.py").write_text("def broken(:")
+    with pytest.raises(UserError, match=r"needy\.py has been changed and is no Python any more"):
+        make_bundle(needy, tmp_path / "bundle")
+
+
 def test_a_network_in_a_file_called_as_one_of_the_bundles_is_refused(own, tmp_path):
     with pytest.raises(UserError, match=r"has a classify\.py of its own, which .* would replace; rename it"):
         make_bundle(own("classify.py"), tmp_path / "bundle")
