@@ -80,17 +80,26 @@ def _status(argv: list[str]) -> int:
         print("hps: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of a list has seen enough; a training has not ended.
-        if argv[0] not in ("fit", "explore"):
-            return 0
-        print(f"hps: error: whoever read the output has gone; `hps {argv[0]}` has stopped.", file=sys.stderr)
-        return _READER_GONE
+        return _reader_gone(argv[0])
+    except SystemExit as ended:
+        # So rich ends a process whose output nobody reads, with a status that says nothing.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return _reader_gone(argv[0])
     except OSError as error:
         # A name that the system takes for none may stand wherever a path does.
         if error.errno not in {*DISK_ERRORS, errno.ENAMETOOLONG} or os.environ.get("HPS_DEBUG"):
             raise
         print(f"hps: error: {error}", file=sys.stderr)
         return 2
+
+
+def _reader_gone(command: str) -> int:
+    # The reader of a list has seen enough; a training has not ended.
+    if command not in ("fit", "explore"):
+        return 0
+    print(f"hps: error: whoever read the output has gone; `hps {command}` has stopped.", file=sys.stderr)
+    return _READER_GONE
 
 
 def _run(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ def run(argv, output):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("argv", [["--version"], ["help"], ["models", "--help"]])
+@pytest.mark.parametrize("argv", [["--version"], ["help"], ["models", "--help"], ["models"]])
 def test_a_reader_that_has_gone_is_no_error(argv):
     reader, writer = os.pipe()
     os.close(reader)
@@ -28,13 +28,19 @@ def test_a_reader_that_has_gone_is_no_error(argv):
         os.close(writer)
 
 
+@pytest.mark.parametrize("by_rich", [False, True])
 @pytest.mark.parametrize(("command", "status"), [("models", 0), ("fit", 141), ("explore", 141)])
-def test_a_training_whose_reader_has_gone_has_not_ended(monkeypatch, capsys, command, status):
+def test_a_training_whose_reader_has_gone_has_not_ended(monkeypatch, capsys, command, status, by_rich):
     # By name, since the package has the function of the same name.
     module = importlib.import_module("hps_lightning.cli.main")
 
     def gone(argv):
-        raise BrokenPipeError
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            if by_rich:
+                raise SystemExit(1)  # noqa: B904 (as rich's Console.on_broken_pipe does)
+            raise
 
     monkeypatch.setattr(module, "_run", gone)
     assert module.main([command]) == status
