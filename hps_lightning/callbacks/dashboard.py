@@ -218,7 +218,10 @@ def _share_right(counts: Tensor) -> str:
 
 def _goes_on(trainer: Trainer, logger: TensorBoardLogger) -> bool:
     """Whether a training goes on in its own folder, where TensorBoard would find the graph twice."""
-    return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).absolute().parents[1] == Path(logger.log_dir).absolute()
+    if not trainer.ckpt_path:
+        return False
+    # Of the file system's root, the parent is itself.
+    return Path(trainer.ckpt_path).absolute().parent.parent == Path(logger.log_dir).absolute()
 
 
 def _write_graph(logger: TensorBoardLogger, pl_module: LightningModule) -> None:

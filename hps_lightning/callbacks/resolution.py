@@ -49,7 +49,9 @@ class ProgressiveResolution(Callback):
     # batches (validation, checkpoints, an interruption) finds the network as it was built.
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Makes the network see the epoch's size."""
-        pl_module.network.resolution = self._full * self.resolution(trainer.current_epoch, trainer.max_epochs)
+        # Not the trainer's number: max_steps may end the training sooner, and StochasticWeightAveraging adds an epoch.
+        epochs = pl_module.training_length.whole_epochs
+        pl_module.network.resolution = self._full * self.resolution(trainer.current_epoch, epochs)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

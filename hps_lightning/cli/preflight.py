@@ -105,7 +105,7 @@ def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule
             f"optimizer.fused true and trainer.precision {trainer.precision} do not go together with a momentum, which "
             "would have no value after the first steps, whose scaled gradients overflow; leave optimizer.fused out."
         )
-    _check_monitors(trainer, model, schedule.get("monitor"), validates)
+    _check_monitors(trainer, model, schedule, validates)
     for callback in trainer.callbacks:
         if isinstance(callback, Distillation):
             callback.prepare(model, data)
@@ -147,23 +147,29 @@ def _check_accumulation(trainer: Trainer, model: ImageClassifier, schedule: dict
         )
 
 
-def _check_monitors(trainer: Trainer, model: ImageClassifier, watched: str | None, validates: bool) -> None:
+def _check_monitors(trainer: Trainer, model: ImageClassifier, schedule: dict[str, Any], validates: bool) -> None:
     callbacks: list[Any] = trainer.callbacks
     if not all(type(callback).__module__.split(".")[0] in _KNOWN_CALLBACKS for callback in callbacks):
         # Another callback may log what another watches.
         return
-    monitors = [("lr_scheduler", watched)]
+    monitors = [("lr_scheduler", schedule.get("monitor"), getattr(schedule.get("scheduler"), "mode", None))]
     for callback in callbacks:
         best = isinstance(callback, BestCheckpoint)
         # Without validation, none is best.
         if validates or not best:
             name = "best_checkpoint" if best else type(callback).__name__
-            monitors.append((name, getattr(callback, "monitor", None)))
+            monitors.append((name, getattr(callback, "monitor", None), getattr(callback, "mode", None)))
     logged = model.logged(validates)
-    for name, monitor in monitors:
+    for name, monitor, mode in monitors:
         if monitor is not None and monitor not in logged:
             raise UserError(
                 f"{name}: monitor {monitor!r} is nothing that this training logs; it logs {', '.join(logged)}."
+            )
+        better = "min" if str(monitor).endswith("/loss") else "max"
+        if monitor is not None and mode in ("min", "max") and mode != better:
+            raise UserError(
+                f"{name}: a {monitor} is better where it is {'smaller' if better == 'min' else 'greater'}, but mode "
+                f"is {mode}; set mode to {better}."
             )
 
 

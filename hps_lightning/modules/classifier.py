@@ -102,7 +102,7 @@ class ImageClassifier(LightningModule):
         # What a schedule that steps with the optimizer is laid out over: now, and when the training began.
         self._steps: dict[str, int] = {}
         self._begun_steps: dict[str, int] = {}
-        self._planned_epochs: int | None = None
+        self.training_length: TrainingLength | None = None
         metrics = MetricCollection({"accuracy": accuracy(), "top5": accuracy(min(5, num_classes))})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -249,8 +249,6 @@ class ImageClassifier(LightningModule):
         """The optimizer and the schedule that the specifications name."""
         trainer = self.trainer
         check_trainable(trainer)
-        # Before StochasticWeightAveraging adds one of its own.
-        self._planned_epochs = trainer.max_epochs
         # Lightning clips no gradients of an optimizer that may scale them itself, as the fused ones may; and where the
         # first steps are skipped, as in half precision, PyTorch's fused SGD goes on with a momentum of no value.
         scales = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -266,7 +264,8 @@ class ImageClassifier(LightningModule):
         except ValueError as error:
             # Such as validation more often than there are batches; in Lightning's words.
             raise UserError(" ".join(str(error).split())) from error
-        length = TrainingLength(
+        self.training_length = length = TrainingLength(
+            # Before StochasticWeightAveraging adds one of its own.
             epochs=trainer.max_epochs,
             steps_per_epoch=max(1, -(-trainer.num_training_batches // trainer.accumulate_grad_batches)),
             validates=bool(trainer.enable_validation) and getattr(trainer.datamodule, "validates", True),
@@ -369,7 +368,7 @@ class ImageClassifier(LightningModule):
         trainer = self._trainer
         if trainer is not None:
             record["epoch"] = trainer.current_epoch
-            record["max_epochs"] = self._planned_epochs or trainer.max_epochs
+            record["max_epochs"] = self.training_length.epochs if self.training_length else trainer.max_epochs
             stages = ("train/", "test/", *(["val/"] if self._validated_at == trainer.global_step else []))
             record["metrics"] = {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(stages)

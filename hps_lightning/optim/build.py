@@ -98,6 +98,10 @@ def _call(factory: Any, *args: Any, spec: Mapping[str, Any], **ours: Any) -> Any
         raise UserError(f"{factory.__name__} cannot be made with {init_args}: {error}") from error
 
 
+# Of pytorch_optimizer; they would fail in their first step.
+_SECOND_DERIVATIVES = ("AdaHessian", "SophiaH")
+
+
 def build_optimizer(
     network: nn.Module, spec: Mapping[str, Any] | None, fused: bool = False, decay_norm_and_bias: bool = True
 ) -> Optimizer:
@@ -112,7 +116,7 @@ def build_optimizer(
             those of two and more dimensions, which are the weights of convolutions and linear layers.
 
     Raises:
-        UserError: the optimizer is unknown or does not take the arguments.
+        UserError: the optimizer is unknown, does not take the arguments, or cannot train here.
     """
     spec = spec or PAPER_OPTIMIZER
     found = optimizer_class(spec.get("class_path"))
@@ -124,6 +128,13 @@ def build_optimizer(
         raise UserError("SparseAdam takes sparse gradients alone, which no network here has; use Adam.")
     if found is torch.optim.LBFGS:
         raise UserError("LBFGS takes weights that lie in memory row by row, which no network here has; use Adam.")
+    if found.__name__ in _SECOND_DERIVATIVES:
+        raise UserError(f"{found.__name__} needs second derivatives, which no training here computes; use Adam.")
+    if hasattr(found, "eval"):
+        raise UserError(
+            f"{found.__name__} evaluates other weights than it trains, between which Lightning's trainer does not "
+            "switch; use another one with EMAWeightAveraging."
+        )
     chosen = given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
     parameters: list[Any] = list(network.parameters())
     # Adagrad's is for a CPU alone before torch 2.12.

@@ -36,6 +36,11 @@ class TrainingLength:
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps < 0 else min(steps, self.max_steps)
 
+    @property
+    def whole_epochs(self) -> int:
+        """Epochs in the whole training, with the last one counted whole where ``max_steps`` cuts it short."""
+        return -(-self.steps // self.steps_per_epoch)
+
 
 class LRSchedule(ABC):
     """A schedule that ``--lr_scheduler NAME`` chooses; every length is in epochs."""
@@ -141,7 +146,8 @@ class CosineAnnealingLR(LRSchedule):
     """Lets the rate fall along half a cosine, step by step.
 
     Args:
-        T_max: epochs of the fall; the whole training if not given.
+        T_max: epochs of the fall, after which the rate rises again as it fell, as PyTorch's does; the whole training
+            if not given.
         eta_min: the rate at its end.
     """
 

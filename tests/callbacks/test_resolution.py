@@ -81,6 +81,21 @@ def test_without_the_callback_all_is_seen_whole(tmp_path):
     assert set(sides["train"]) == {32}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # Two steps an epoch.
+        ({"max_epochs": 100, "max_steps": 8}, [16, 24, 32, 32]),
+        ({"max_epochs": 100, "max_steps": 7}, [16, 24, 32, 32]),
+    ],
+)
+def test_the_training_may_be_as_long_as_its_steps(tmp_path, arguments, expected):
+    module = tiny()
+    sides = watched(module)
+    fit(tmp_path, module, ProgressiveResolution(), **arguments)
+    assert sides["train"][::2] == expected
+
+
 def test_a_network_with_a_resolution_of_its_own_ends_there(tmp_path):
     torch.manual_seed(0)
     module = HPSClassifier(**ARGUMENTS, resolution=0.75)

@@ -37,6 +37,14 @@ from tests.cli.conftest import TINY
         ),
         (["fit", "--model", "hps", "--optimizer", "torch.optim.SparseAdam", "--data.dataset=digits"], ["SparseAdam"]),
         (["fit", "--model", "hps", "--optimizer", "torch.optim.LBFGS", "--data.dataset=digits"], ["LBFGS"]),
+        (
+            ["fit", "--model", "hps", "--optimizer", "pytorch_optimizer.SophiaH", "--data.dataset=digits"],
+            ["SophiaH", "second derivatives"],
+        ),
+        (
+            ["fit", "--model", "hps", "--optimizer", "pytorch_optimizer.ScheduleFreeAdamW", "--data.dataset=digits"],
+            ["ScheduleFreeAdamW", "other weights than it trains"],
+        ),
         (["fit", "--model", "hps", "--data.batch_size", "many"], ["data.batch_size", "many"]),
         (["fit", "--model", "hps", "--data.root", "/nowhere/at/all"], ["/nowhere/at/all", "Ways out"]),
         (["fit", "--model", "hps", "--data.augmentation.mixup", "-1", "--data.dataset=digits"], ["mixup", "-1"]),

@@ -38,6 +38,18 @@ STEPS = ["--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
             ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/los"],
             r"^lr_scheduler: monitor 'val/los' is nothing that this training logs; .*val/loss",
         ),
+        (
+            ["--best_checkpoint.monitor=val/loss"],
+            r"^best_checkpoint: a val/loss is better where it is smaller, but mode is max; set mode to min\.$",
+        ),
+        (
+            ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/accuracy"],
+            r"^lr_scheduler: a val/accuracy is better where it is greater, but mode is min; set mode to max\.$",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/top5"],
+            r"^EarlyStopping: a val/top5 is better where it is greater, but mode is min",
+        ),
         (["--best_checkpoint.monitor=val/acc"], r"^best_checkpoint: monitor 'val/acc' is nothing .* val/accuracy"),
         (
             ["--data.protocol=full", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
