@@ -28,6 +28,9 @@ LONGEST = (
     "bluebox/test_onnx_export.py",
     "test_cifar_training.py",
     "test_quickstart.py",
+    "test_pretrained.py",
+    "test_hostile_inputs.py",
+    "test_checkpoint_io.py",
 )
 
 

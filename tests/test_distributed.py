@@ -87,6 +87,7 @@ def test_two_processes_equal_one(tmp_path, two):
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=2e-6)
     assert (two_facts["devices"], two_facts["batch_size"]) == (2, 32)
     assert two_facts["epochs"][0]["images"] == 3 * 32
+    assert "val/accuracy" in one_facts["metrics"]["final"]
     # 143 images validate, an odd number.
     for name, value in one_facts["metrics"]["final"].items():
         assert two_facts["metrics"]["final"][name] == pytest.approx(value, abs=1e-6), name

@@ -156,14 +156,17 @@ def test_a_spoiled_config_trains_or_is_one_error(tmp_path, tried, tally, monkeyp
     enough(tried, tally)
     assert runs
     # A sample of what seemed fit to train does, or says why not.
+    statuses = []
     for text in runs[:: max(1, len(runs) // 3)][:3]:
         path.write_text(text, encoding="utf-8")
         argv = ["fit", "--model=hps_06_05x", f"--config={path}", "--data.dataset=digits", "--data.batch_size=16"]
         argv += ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.devices=1"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert main(argv) in (0, 2)
+            statuses.append(main(argv))
         assert "Traceback" not in capsys.readouterr().err
+    assert 0 in statuses
+    assert set(statuses) <= {0, 2}
 
 
 LINES = [
@@ -246,7 +249,7 @@ def test_a_spoiled_table_of_curves_is_read_or_one_error(tmp_path, tried, tally):
     def check(content):
         path.write_bytes(content)
         run = tried(lambda: read_run(path))
-        assert run is None or run.epochs is not None
+        assert run is None or run.epochs == sorted(set(run.epochs))
 
     check()
     enough(tried, tally)

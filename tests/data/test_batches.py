@@ -98,8 +98,6 @@ def test_any_seed_of_lightning_is_taken(seed):
     assert sorted(_order(sampler, epoch=1000)) == list(range(10))
 
 
-# Workers are forked, which Python 3.12 and later warn about in a process that runs threads, as torch's does.
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_training_goes_on_in_the_middle_of_an_epoch_and_later_ones_are_whole():
     whole = BatchSampler(20, 6, shuffle=True, seed=3)
     epoch, later = _epoch(whole, 2), _epoch(whole, 3)
@@ -113,6 +111,8 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch_and_later_ones_are_whole()
     assert _seeds(resumed, 3) == [key.seed for key in later]
 
 
+# Workers are forked, which Python 3.12 and later warn about in a process that runs threads, as torch's does.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_batches_are_the_same_whatever_the_number_of_workers():
     def load(num_workers):
         sampler = BatchSampler(20, 6, shuffle=True, seed=1)
