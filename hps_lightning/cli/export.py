@@ -46,8 +46,8 @@ def run_export(argv: list[str]) -> int:
     parser = OneLineParser(
         prog="hps export",
         description="Writes a checkpoint as a folder that runs on the board by itself: network, weights, RTMaps block, "
-        "command line, self-test, and the network for ONNX Runtime in float32 and in 8 bits. All formats are measured "
-        "on the test images.",
+        "command line, self-test, and the network for ONNX Runtime in float32 and in 8 bits. Where ONNX is among the "
+        "formats, each is measured on the test images.",
     )
     parser.add_argument("--ckpt_path", required=True, help='a checkpoint, or "best" or "last" of the newest run')
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
