@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -86,6 +90,34 @@ def test_a_study_from_its_first_trial_to_the_config_of_the_best(hps, config, tmp
     assert status == 0, err
     written = yaml.safe_load((tmp_path / "small.yaml").read_text())
     assert written["model"]["init_args"]["width"] == float(smallest["model.width"])
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_study_that_the_same_command_goes_on_with(hps, config, tmp_path, number):
+    options = {**TINY["base"]["options"], "trainer.max_epochs": 4, "dashboard.samples": 0, "dashboard.graph": False}
+    name = config(base={**TINY["base"], "options": options})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hps_lightning", "explore", "--config", name, "--trials", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "epoch 2 of 4" in line:
+                # To all of a terminal, or of a cluster's job.
+                os.killpg(process.pid, number)
+    assert process.returncode == 128 + number, said
+    assert said[-1] == "Stopped. The same command goes on from here; `--show` shows what there is.\n"
+    status, out, err = hps("explore", "--config", name, "--trials", "1")
+    assert status == 0, err
+    assert "trial 1 (trial 0 again): " in out
+    assert "epoch 1 of 4" not in out, "it went on from its checkpoint"
+    assert "trial 1: done" in out
 
 
 @pytest.mark.train
