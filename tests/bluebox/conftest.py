@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from hps_lightning.bluebox import export
 from hps_lightning.bluebox.standin import load_standin
@@ -76,7 +77,11 @@ def frames():
 @pytest.fixture(scope="session")
 def board_python(pytestconfig):
     """A Python 3.7 with PyTorch 1.1.0, made once in HPS_BOARD_ENV or in pytest's cache."""
-    return make_board_python(Path(os.environ.get("HPS_BOARD_ENV") or pytestconfig.cache.mkdir("board")).absolute())
+    folder = Path(os.environ.get("HPS_BOARD_ENV") or pytestconfig.cache.mkdir("board")).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The processes of pytest-xdist may want it at once.
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        return make_board_python(folder)
 
 
 @pytest.fixture
