@@ -64,7 +64,7 @@ class TrialFolder:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made: {error.strerror}.") from error
         with contextlib.ExitStack() as held:
-            # NotImplementedError: so filelock says it before 3.24.
+            # NotImplementedError: so filelock says before 3.24 that there are none.
             with contextlib.suppress(OSError, NotImplementedError):
                 held.enter_context(FileLock(self.path / _LOCK))
             yield
@@ -77,7 +77,7 @@ class TrialFolder:
             with FileLock(self.path / _LOCK, timeout=0):
                 return True
         except (OSError, NotImplementedError):
-            # It is held (Timeout, an OSError), or there are no locks.
+            # It is held (Timeout, an OSError), or there are no locks, as in `lock`.
             return False
 
     def checkpoints(self) -> list[Path]:
