@@ -1,7 +1,7 @@
 """Images: finding, downloading, splitting, augmenting and serving them."""
 
 from .augmentation import Augmentation
-from .catalog import DATASETS, DatasetInfo, dataset_info
+from .catalog import DATASETS, DatasetInfo, HubSource, dataset_info
 from .datamodule import ImageDataModule
 
-__all__ = ["DATASETS", "Augmentation", "DatasetInfo", "ImageDataModule", "dataset_info"]
+__all__ = ["DATASETS", "Augmentation", "DatasetInfo", "HubSource", "ImageDataModule", "dataset_info"]

@@ -68,13 +68,16 @@ _CIFAR100_SUPERCLASS_OF = (
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the Hugging Face hub: one parquet file per split.
+    """A data set in parquet files, one per split, as those on the Hugging Face hub.
+
+    The column ``img`` holds the images, 32 x 32, each as a struct with the encoded file (PNG, JPEG or WebP) in
+    ``bytes``.
 
     Args:
-        repo_id: The data set repository on the hub, "owner/name".
+        repo_id: The data set repository on the hub, "owner/name"; of use for a download alone.
         train_file: Path of the training split inside the repository.
         test_file: Path of the test split inside the repository.
-        label_column: The column of class indices; the images are in the column ``img``.
+        label_column: The column of class indices.
     """
 
     repo_id: str
@@ -152,8 +155,8 @@ class DatasetInfo:
         test_size: Number of test images.
         superclasses: Names of the superclasses; empty where there are none.
         superclass_of: Index of the superclass of each class; empty where there are none.
-        hub: Its files on the Hugging Face hub; None for a data set that needs no files.
-        archive: Its original archive; None for a data set that needs no files.
+        hub: Its parquet files; None for the digits, which need no files.
+        archive: Its original archive, where there is one.
     """
 
     name: str

@@ -73,7 +73,7 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
     ``<destination>/<archive folder>/``. Another process may do the same at the same time.
 
     Args:
-        info: The data set. Its ``hub`` and ``archive`` say where from.
+        info: The data set. Its ``hub`` says where from, and its ``archive`` where else, if it has one.
         destination: The folder to download into; made if missing.
         endpoint: Address of the hub; by default ``HF_ENDPOINT``, else huggingface.co.
 
@@ -81,7 +81,7 @@ def download_dataset(info: DatasetInfo, destination: Path, endpoint: str | None 
         The folder that holds the files, and their layout.
 
     Raises:
-        DownloadError: Neither source gave the data set, or the folder cannot be written.
+        DownloadError: No source gave the data set, or the folder cannot be written.
     """
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
     try:
@@ -122,6 +122,8 @@ def _first_source(info: DatasetInfo, staging: Path, destination: Path, endpoint:
     except Exception as error:
         _raise_if_full(info, destination, error)
         hub_reason = f"the Hugging Face hub ({hub_host}): {_in_few_words(error)}"
+    if info.archive is None:
+        raise DownloadError(info.title, (hub_reason,))
     try:
         ready = _from_archive(info, staging, hub_reason)
         return Location(_put_in_place(ready, destination / ready.name, info.archive.file_names), "python")

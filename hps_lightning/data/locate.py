@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from hps_lightning.cache import cache_dir
-from hps_lightning.data.catalog import DatasetInfo, Location, dataset_info
+from hps_lightning.data.catalog import DATASETS, DatasetInfo, Location, dataset_info
 from hps_lightning.data.download import DownloadError, download_dataset
 from hps_lightning.errors import UserError
 
@@ -34,11 +34,13 @@ def find_dataset(
 
     Raises:
         UserError: The data set is unknown, is not in the named folder, or is neither in the cache
-            nor to be downloaded.
+            nor to be downloaded; or nothing tells how its files are called.
     """
     info = dataset_info(name)
-    if info.hub is None or info.archive is None:
+    if info == DATASETS["digits"]:
         return _inside_scikit_learn(info)
+    if info.hub is None:
+        raise UserError(f"The description of {info.title} has no `hub`, which tells how its files are called.")
     for value, origin in ((root, ROOT_OPTION), (os.environ.get(DATA_DIR_VARIABLE), DATA_DIR_VARIABLE)):
         if value is not None and os.fspath(value):
             return _find_in_named_folder(info, Path(os.path.expanduser(value)), origin)
@@ -91,8 +93,10 @@ def _layouts(info: DatasetInfo) -> tuple[tuple[str, tuple[str, ...], tuple[str, 
     # Folders that bear the data set's name come before the root itself: CIFAR-10 and CIFAR-100
     # have the same file names on the hub.
     parquet = dict.fromkeys((info.name, f"{info.name}/{hub.folder}", hub.folder, "."))
-    python = (archive.folder, f"{info.name}/{archive.folder}", ".")
-    return ("python", python, archive.file_names), ("parquet", tuple(parquet), hub.file_names)
+    layouts = [("parquet", tuple(parquet), hub.file_names)]
+    if archive is not None:
+        layouts.insert(0, ("python", (archive.folder, f"{info.name}/{archive.folder}", "."), archive.file_names))
+    return tuple(layouts)
 
 
 def _missing(folder: Path, file_names: tuple[str, ...]) -> list[str]:

@@ -173,6 +173,12 @@ def test_a_data_set_of_ones_own_is_read_by_its_own_description(tmp_path):
     data = ImageDataModule(info, root=root, protocol="full", batch_size=4)
     data.setup("fit")
     assert torch.equal(data.train_set.images, torch.from_numpy(made.images["train"]))
+    # Of CIFAR's archive others have none.
+    data = ImageDataModule(replace(info, archive=None), root=root, protocol="full", batch_size=4)
+    data.setup("fit")
+    assert torch.equal(data.train_set.images, torch.from_numpy(made.images["train"]))
+    with pytest.raises(UserError, match="description of CIFAR-10 has no `hub`"):
+        ImageDataModule(replace(info, hub=None), root=root).setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -465,6 +465,9 @@ def test_with_both_sources_down_there_is_one_clear_error(tmp_path, monkeypatch, 
         with pytest.raises(UserError) as caught:
             find_dataset(info)
         assert time.monotonic() - start < 5
+        with pytest.raises(UserError) as without_archive:
+            find_dataset(replace(info, archive=None))
+    assert str(without_archive.value).count("refused") == 1
     message = str(caught.value)
     assert message.count("refused") == 2
     for text in ("Hugging Face hub (127.0.0.1", "university's server (127.0.0.1", "HPS_DATA_DIR", "quickstart.yaml"):
