@@ -161,14 +161,12 @@ class Training:
         argv: of `hps fit`, when it begins.
         folder: of its runs; `end.pt` is there when it has come to its end.
         threads: of computation.
-        processes: how many have been at it.
         seconds: that they took together.
     """
 
     argv: Sequence[str]
     folder: Path
     threads: int = 1
-    processes: int = 0
     seconds: float = 0.0
     survived: list[Survived] = field(default_factory=list)
 
@@ -199,7 +197,6 @@ class Training:
         process = context.Process(target=_train, args=(argv, str(self.folder), at, kill, self.threads))
         process.start()
         process.join()
-        self.processes += 1
         self.seconds += time.perf_counter() - started
         if process.exitcode == 0:
             return None

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,11 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
+def versions() -> dict[str, str]:
     """Of Python and the packages that decide how fast a training is."""
     import torch
 
     found = {"python": platform.python_version(), "hps_lightning": __version__, "torch": str(torch.__version__)}
     for package in ("torchvision", "lightning"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
+        found[package] = version(package)
     return found

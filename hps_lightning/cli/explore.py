@@ -198,10 +198,12 @@ def _show(name: str, url: str, folder: Path, heartbeat_s: int) -> None:
     write_text(folder / "front.csv", rows_csv(front))
     write_text(folder / "front.md", front_markdown(front, objectives, limits))
     # Drawing is not waited for until here.
-    from hps_lightning.explore.plot import write_plot
+    from hps_lightning.explore.plot import study_figure
+    from hps_lightning.report.plots import FORMATS, write_figure
 
-    title = f"{name}: {len(rows)} trials"
-    write_plot(rows, objectives, limits, title, folder / "front.png", folder / "front.svg")
+    figure = study_figure(rows, objectives, limits, f"{name}: {len(rows)} trials")
+    for suffix in FORMATS:
+        write_figure(figure, folder / f"front{suffix}")
     Console(width=None if sys.stdout.isatty() else 160).print(front_table(front, objectives, limits))
     _say(f"Wrote front.png, front.svg, front.csv, front.md and trials.csv to {folder}.")
 

@@ -54,7 +54,7 @@ def run_report(argv: list[str]) -> int:
     from hps_lightning.installed import published_folder
     from hps_lightning.report.curves import read_run
     from hps_lightning.report.page import HTML_FILE, write_report
-    from hps_lightning.report.plots import check_comparable, run_titles
+    from hps_lightning.report.plots import run_titles
 
     # Next to nothing is computed here; threads would only wait for each other.
     torch.set_num_threads(1)
@@ -62,8 +62,6 @@ def run_report(argv: list[str]) -> int:
     if paths is None:
         paths = sorted((results / CURVES).glob("*.csv")) if results else []
     runs = [read_run(path) for path in paths]
-    if arguments.runs:
-        check_comparable(runs)
     titles = run_titles(runs, paths) if runs else []
     files = write_report(arguments.output, published_folder(), results, list(zip(runs, titles, strict=True)))
     print(f"Wrote {arguments.output}: {', '.join(files)}. Open {arguments.output / HTML_FILE}.")

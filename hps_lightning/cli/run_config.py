@@ -52,7 +52,6 @@ _LIGHTNING = {
 """Lightning's classes that a run's config may name: those whose plain arguments make them run nothing else."""
 
 _GROUPS: dict[str, type] = {"trainer": Trainer, "data": ImageDataModule, **callbacks.CALLBACK_OPTIONS}
-_SPECS = ("model", "optimizer", "lr_scheduler")
 _VALUES = ("seed_everything", "init_weights", "ckpt_path", "weights_only", "verbose", "return_predictions")
 
 # A name in a registry, such as "ddp_find_unused_parameters_true"; neither a path nor a class's, nor YAML.
@@ -102,8 +101,6 @@ def foreign(config: Mapping[str, Any], own: Collection[str] = ()) -> str | None:
         if key in _GROUPS:
             # A text would be the path of another config.
             found = _arguments(_GROUPS[key], value, key, own) if isinstance(value, Mapping) else _unnamed(key, value)
-        elif key in _SPECS:
-            found = _value(value, object, key, own)
         elif key in _VALUES:
             found = _value(value, str, key, own)
         elif key == "config":

@@ -1,17 +1,14 @@
 """A study as a picture: the first objective over each of the others, the front brought out."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hps_lightning.errors import UserError
 from hps_lightning.explore.front import Row, front_of
 from hps_lightning.explore.quantities import ERROR, QUANTITIES
-from hps_lightning.files import replaced_whole
 from hps_lightning.point_labels import Label, place_labels
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; shapes tell the same.
@@ -55,31 +52,6 @@ def study_figure(rows: Sequence[Row], objectives: Sequence[str], limits: Mapping
     for panel, name in zip(panels, across, strict=True):
         _number_points(panel, rows, front, name, objectives[0])
     return figure
-
-
-def write_plot(
-    rows: Sequence[Row], objectives: Sequence[str], limits: Mapping[str, float], title: str, *paths: Path
-) -> None:
-    """Draws a study.
-
-    Args:
-        rows: see :func:`study_figure`, as the next three.
-        objectives: likewise.
-        limits: likewise.
-        title: likewise.
-        paths: of the pictures; their suffixes say of which kind.
-
-    Raises:
-        UserError: a picture cannot be written.
-    """
-    figure = study_figure(rows, objectives, limits, title)
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced_whole(path) as aside:
-                figure.savefig(aside, format=path.suffix[1:], dpi=150)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _panel(

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
-from hps_lightning.explore.quantities import ERROR
-
 PRUNERS = ("median", "hyperband", "dominated", "none")
 """The first two are Optuna's, for studies whose one objective is the error."""
 
@@ -57,8 +55,6 @@ def dominated(
         others: costs and curves of the others.
         pruning: the margin, and the epochs that go by first.
     """
-    if not curve:
-        return False
     epoch = max(curve)
     if epoch < pruning.warmup_epochs:
         return False
@@ -67,7 +63,7 @@ def dominated(
     return any(
         epoch in other
         and error > other[epoch] + pruning.margin
-        and all(their_costs[name] <= cost for name, cost in costs.items() if name != ERROR)
+        and all(their_costs[name] <= cost for name, cost in costs.items())
         for their_costs, other in others
         if costs.keys() <= their_costs.keys()
     )

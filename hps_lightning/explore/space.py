@@ -273,7 +273,7 @@ def _range(name: str, given: Mapping[str, Any]) -> _Range:
     if step is not None:
         # Optuna would end the range there too, with a warning.
         steps = math.floor((high - low) / step + 1e-9)
-        high = low + steps * step if not isinstance(high, float) else round(low + steps * step, 10)
+        high = round(low + steps * step, 10)
     return _Range(low, high, step, log)
 
 

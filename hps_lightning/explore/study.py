@@ -1,19 +1,17 @@
 """The study that all workers share: what it explores, and which trials it has."""
 
-import contextlib
 import json
-import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
-from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.storages._heartbeat import BaseHeartbeatThread, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -233,36 +231,20 @@ def ask(study: Study) -> Trial:
         return study.ask()
 
 
-@contextlib.contextmanager
-def signs_of_life(study: Study, trial: Trial, interval_s: float) -> Iterator[None]:
-    """Tells a storage that can be told so, again and again, that a trial's worker is alive.
+def signs_of_life(study: Study, trial: Trial) -> BaseHeartbeatThread:
+    """Tells a storage that can be told so, again and again, that a trial's worker is alive; a context manager.
 
     As `Study.optimize` does, which would replace a storage's error by errors of its own.
 
     Args:
         study: the trial's.
         trial: that a worker is at.
-        interval_s: between two signs.
     """
     storage = study._storage
-    if not is_heartbeat_enabled(storage):
-        yield
-        return
-    done = threading.Event()
-
-    def tell() -> None:
-        while not done.wait(interval_s):
-            storage.record_heartbeat(trial._trial_id)
-
-    # The first one here, so that no trial is without.
-    storage.record_heartbeat(trial._trial_id)
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    if is_heartbeat_enabled(storage):
+        # The first one here, so that no trial is without.
+        storage.record_heartbeat(trial._trial_id)
+    return get_heartbeat_thread(trial._trial_id, storage)
 
 
 def begin_again(study: Study, trial: FrozenTrial, retries: int) -> None:

@@ -156,7 +156,7 @@ class Worker:
 
     def _run(self, trial: Trial) -> None:
         """Runs a trial and tells what came of it."""
-        with signs_of_life(self.study, trial, self.heartbeat_s), TrialFolder(self.folder, trial.number).lock():
+        with signs_of_life(self.study, trial), TrialFolder(self.folder, trial.number).lock():
             try:
                 values, state = self._outcome(trial)
                 self.patiently(lambda: self._tell(trial, values, state))

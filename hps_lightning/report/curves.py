@@ -38,11 +38,6 @@ class Run:
     seed: str
     series: dict[str, dict[int, float]] = field(repr=False)
 
-    def __post_init__(self) -> None:
-        unknown = set(self.series) - set(SERIES)
-        if unknown:
-            raise ValueError(f"no series of a training: {sorted(unknown)}")
-
     @property
     def epochs(self) -> list[int]:
         """The epochs that any series has a value of, in order."""

@@ -1,6 +1,7 @@
 """The report: one page, as Markdown and as HTML that needs no other file, with its plots beside it."""
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -47,11 +48,24 @@ def plot_names(results: Path | None) -> list[str]:
     return ["time", *(f"{kind}-{dataset}" for kind in ("size", "curves") for dataset in plots.TITLES), *studies]
 
 
+def _curve_pictures(curves: Sequence[tuple[Run, str]]) -> dict[str, list[tuple[Run, str]]]:
+    """The trainings in each picture of curves, by its name: of one data set, as many as can be told apart."""
+    pictures: dict[str, list[tuple[Run, str]]] = {}
+    for dataset in dict.fromkeys(run.dataset for run, _ in curves):
+        of_dataset = [(run, title) for run, title in curves if run.dataset == dataset]
+        needed = math.ceil(len(of_dataset) / plots.MOST_RUNS)
+        share = math.ceil(len(of_dataset) / needed)
+        for index in range(needed):
+            name = f"curves-{dataset}" + (f"-{index + 1}" if index else "")
+            pictures[name] = of_dataset[index * share : (index + 1) * share]
+    return pictures
+
+
 def _earlier_names(output: Path) -> set[str]:
     """The names of pictures in an earlier report that the results at hand need not give again."""
     if not (output / MARKDOWN_FILE).is_file():
         return set()
-    patterns = (f"{kind}-*{suffix}" for kind in ("optimizers", "exploration") for suffix in plots.FORMATS)
+    patterns = (f"{kind}-*{suffix}" for kind in ("curves", "optimizers", "exploration") for suffix in plots.FORMATS)
     return {path.name for pattern in patterns for path in output.glob(pattern)}
 
 
@@ -62,17 +76,17 @@ def write_report(output: Path, checkpoints: Path, results: Path | None, curves: 
         output: the folder to write.
         checkpoints: that of the published networks.
         results: that of the benchmarks' results; None without any.
-        curves: trainings with their titles; a picture is drawn for each data set among them.
+        curves: trainings with their titles; each data set among them has pictures of its own.
 
     Returns:
         The names of the files that were written.
 
     Raises:
-        UserError: a result cannot be read, trainings are not comparable, or ``output`` cannot be
-            written or holds something else.
+        UserError: a result cannot be read, or ``output`` cannot be written or holds something else.
     """
     names = {MARKDOWN_FILE, HTML_FILE, TABLES_FILE}
     names |= {name + suffix for name in plot_names(results) for suffix in plots.FORMATS}
+    names |= {name + suffix for name in _curve_pictures(curves) for suffix in plots.FORMATS}
     names |= _earlier_names(output)
     unknown = {run.dataset for run, _ in curves} - set(plots.TITLES)
     if unknown:
@@ -105,12 +119,10 @@ def _content(
         name = f"size-{dataset}"
         figures[name] = plots.size_figure(size_groups(table_rows, tested, dataset), dataset)
         size_plots.append({"file": f"{name}.png", "alt": f"Accuracy against size on {title}: paper, ours, public"})
-    for dataset in dict.fromkeys(run.dataset for run, _ in curves):
-        of_dataset = [(run, title) for run, title in curves if run.dataset == dataset]
-        name = f"curves-{dataset}"
-        figures[name] = plots.curves_figure(*(list(column) for column in zip(*of_dataset, strict=True)))
-        alt = f"Training and validation accuracy by epoch on {plots.TITLES[dataset]}"
-        curve_plots.append({"file": f"{name}.png", "alt": alt, "words": parts.curve_words(of_dataset)})
+    for name, drawn in _curve_pictures(curves).items():
+        figures[name] = plots.curves_figure(*(list(column) for column in zip(*drawn, strict=True)))
+        alt = f"Training and validation accuracy by epoch on {plots.TITLES[drawn[0][0].dataset]}"
+        curve_plots.append({"file": f"{name}.png", "alt": alt, "words": parts.curve_words(drawn)})
     optimizers = [parts.optimizers(study, figures) for study in (optimizer_studies(results) if results else [])]
     explored = [parts.explored(study, figures) for study in (explorations(results) if results else [])]
     time_groups, time_rows = times(table_rows, ours, others, results)

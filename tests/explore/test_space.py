@@ -41,6 +41,13 @@ def test_every_form_is_drawn_within_its_bounds():
         assert {options[name] for options, _ in drawn} == values
 
 
+def test_a_range_ends_at_its_last_step():
+    # Of whose end Optuna would warn: 0.1 + 29 * 0.1 is a little more than 3.
+    drawn = [options["x"] for options, _ in trials(Space.parse({"x": {"low": 0.1, "high": 3, "step": 0.1}}))]
+    assert max(drawn) <= 3
+    assert {round(value * 10) for value in drawn} <= set(range(1, 31))
+
+
 def test_parameters_of_one_choice_belong_to_it_alone():
     for options, params in trials(Space.parse(EVERYTHING)):
         sgd = options["optimizer"] == "SGD"

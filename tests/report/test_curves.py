@@ -127,8 +127,3 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path):
     run = Run("a", "digits", "full", "", {"train/loss": {1: 0.5}})
     with pytest.raises(UserError, match=r"nowhere/c\.csv cannot be written"):
         write_csv(run, tmp_path / "nowhere" / "c.csv")
-
-
-def test_only_series_of_a_training_make_a_run():
-    with pytest.raises(ValueError, match="speed"):
-        Run("a", "digits", "full", "", {"speed": {1: 0.5}})

@@ -54,6 +54,18 @@ def test_everything_is_there_as_markdown_html_png_and_svg(report):
     assert not (report.parent / "report.previous").exists()
 
 
+def test_more_trainings_than_colours_are_drawn_in_pictures_of_their_own(made, tmp_path):
+    curves = [(Run("hps_06_05x", "digits", "holdout", str(seed), CURVES), f"seed {seed}") for seed in range(8)]
+    write_report(tmp_path / "report", made / "checkpoints", None, curves)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert re.findall(r"\((curves-.+?)\)", text) == ["curves-digits.png", "curves-digits-2.png"]
+    first, second = (text.split("](curves-digits")[part] for part in (1, 2))
+    assert ["seed 3 " in first, "seed 4 " in first, "seed 4 " in second] == [True, False, True]
+    # One of fewer trainings takes its place.
+    write_report(tmp_path / "report", made / "checkpoints", None, curves[:1])
+    assert not (tmp_path / "report" / "curves-digits-2.png").exists()
+
+
 def test_the_page_needs_no_other_file(report):
     page = (report / "report.html").read_text()
     sources = re.findall(r"""\b(?:src|srcset|data|poster)\s*=\s*["']([^"']{1,40})""", page)
