@@ -258,13 +258,16 @@ def _readme(manifest: Mapping[str, Any]) -> str:
 
 def _formats(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
-        return f"`{WEIGHTS_FILE}` alone; `hps export --formats onnx int8` adds files for ONNX Runtime."
+        return f"`{WEIGHTS_FILE}` alone. `hps export --ckpt_path CHECKPOINT --output FOLDER` writes ONNX files too."
     lines = ["| file | format | bytes | correct test images | one image at the export |", "|---|---|---|---|---|"]
     for row in rows:
         correct = "not measured" if row["images"] is None else f"{row['correct']:,} of {row['images']:,}"
         latency = f"{row['latency_ms']:.3f} ms, {row['threads']} thread{'s' * (row['threads'] > 1)}"
         lines.append(f"| `{row['file']}` | {row['format']} | {row['bytes']:,} | {correct} | {latency} |")
     lines += ["", "The times are those of the machine that wrote the bundle."]
+    onnx = [row for row in rows if row["file"] != WEIGHTS_FILE]
+    lines += [""] * bool(onnx)
+    lines += [f"- `{row['file']}` takes `images` ({row['input']}) and gives `{row['output']}`." for row in onnx]
     if any(row["file"] == INT8_FILE for row in rows):
         lines += ["", _ON_X86]
     return "\n".join(lines)

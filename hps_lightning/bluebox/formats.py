@@ -48,7 +48,8 @@ def compare_formats(
             into convolutions; the file is the same.
 
     Returns:
-        Plain rows, PyTorch's first: ``format``, ``bytes`` (of the file), ``correct``, ``images``
+        Plain rows, PyTorch's first: ``format``, ``bytes`` (of the file), ``input`` and ``output``
+        (what it takes and gives, in words), ``correct``, ``images``
         and ``probability_difference`` (the largest from PyTorch's; all three None without
         ``test``), ``latency_ms`` (median of one image) and ``threads``.
 
@@ -59,9 +60,11 @@ def compare_formats(
     rows += [{"format": name, "bytes": len(model)} for name, model in models.items()]
     with _on_cpu(network, threads, folded) as evaluate:
         runs: list[tuple[Callable[[np.ndarray], np.ndarray], bool]] = [(evaluate, False)]
-        for model in models.values():
+        rows[0].update(input=_input(False, manifest), output="logits")
+        for row, model in zip(rows[1:], models.values(), strict=True):
             onnx_network = OnnxNetwork(model, threads)
             runs.append((onnx_network, onnx_network.takes_pixels))
+            row.update(input=_input(onnx_network.takes_pixels, manifest), output=onnx_network.output)
         answers = [None if test is None else _probabilities(*each, manifest, test) for each in runs]
         for row, probabilities in zip(rows, answers, strict=True):
             row.update({"correct": None, "images": None, "probability_difference": None})
@@ -109,6 +112,13 @@ def _on_cpu(network: nn.Module, threads: int, folded: bool) -> Iterator[Callable
         yield run
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _input(takes_pixels: bool, manifest: Mapping[str, Any]) -> str:
+    channels, height, width = manifest["input"]["shape"]
+    if takes_pixels:
+        return f"uint8, N x {height} x {width} x {channels}, RGB"
+    return f"float32, N x {channels} x {height} x {width}, RGB, normalised"
 
 
 def _prepared(pixels: np.ndarray, takes_pixels: bool, manifest: Mapping[str, Any]) -> np.ndarray:

@@ -40,6 +40,8 @@ def test_all_formats_run_elsewhere_and_are_measured(hps, checkpoint, tmp_path):
     # What whoever opens the file with ONNX Runtime himself must know.
     text = (tmp_path / "on the board" / "README.md").read_text()
     assert 'add_session_config_entry("session.x64quantprecision", "1")' in text
+    for file in ("network.onnx", "network-int8.onnx"):
+        assert f"- `{file}` takes `images` (float32, N x 3 x 32 x 32, RGB, normalised) and gives `logits`.\n" in text
     manifest = json.loads((tmp_path / "on the board" / "manifest.json").read_text())
     assert [row["file"] for row in manifest["formats"]] == ["weights.pt", "network.onnx", "network-int8.onnx"]
     torch_row, onnx_row, _ = manifest["formats"]
@@ -111,6 +113,8 @@ def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpo
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert [row["images"] for row in manifest["formats"]] == [None, None]
     assert OnnxNetwork(tmp_path / "bundle" / "network.onnx").takes_pixels
+    text = (tmp_path / "bundle" / "README.md").read_text()
+    assert "- `network.onnx` takes `images` (uint8, N x 32 x 32 x 3, RGB) and gives `probabilities`.\n" in text
 
 
 def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkpoint, tmp_path):
