@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hps_lightning.checkpoint import read_checkpoint
-from hps_lightning.cli.arguments import is_null, join_options, option_values
+from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_or_replace
 from hps_lightning.cli.hps_cli import TrainingPlan
 from hps_lightning.cli.lightning import run_cli, run_lightning
@@ -86,7 +86,7 @@ def run_fit_seeds(argv: list[str]) -> int:
         UserError: something that the user gave cannot be used.
     """
     seeds, rest = _take_seeds(argv)
-    if any(option in ("-h", "--help") or option.endswith(".help") for option, _ in option_values(rest)):
+    if asks_for_help(option for option, _ in option_values(rest)):
         return run_lightning("fit", rest)
     folder, config = _plan(rest, seeds)
     group = SeedGroup.find_unfinished(folder, seeds, config)
@@ -135,7 +135,9 @@ def run_test_seeds(directory: Path, argv: list[str]) -> int:
         figures[seed] = finite({name: value for name, value in metrics.items() if name.startswith("test/")})
     group.test = {"arguments": others, "figures": figures, "summary": summarise(list(figures.values()))}
     print_figures(f"{_trainings(group.seeds)}: test of the last epoch", group.seeds, figures)
-    if trainer.fast_dev_run or trainer.limit_test_batches != 1.0:
+    limit = trainer.limit_test_batches
+    # 1.0 is everything; 1 is a single batch.
+    if trainer.fast_dev_run or limit != 1 or not isinstance(limit, float):
         print(f"\nOf a part of the images, and so not kept in {directory / GROUP_FILE}.")
         return 0
     # Last, since the folder may not be ours to write to.
@@ -240,8 +242,9 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
     Returns:
         Its exit status, and the signal that told us to stop meanwhile; 0 if none did.
     """
-    # As for `hps` itself, the working directory is no place to import from.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    # The working directory is a place to import from if it is one for this process, as under `python -m`.
+    here = any(Path(path or ".").resolve() == Path.cwd() for path in sys.path)
+    environment = os.environ if here else {**os.environ, "PYTHONSAFEPATH": "1"}
     sys.stdout.flush()
     child = subprocess.Popen(
         [sys.executable, "-m", "hps_lightning", *argv],

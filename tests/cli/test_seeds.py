@@ -185,9 +185,12 @@ def test_the_test_is_of_all_seeds_last_epochs(story, hps):
     assert status == 0, err
     assert f"{100 * figures['1']['test/accuracy']:.2f} %" in out
     kept = (story.folder / GROUP / "seeds.json").read_bytes()
-    status, out, err = hps("test", "--ckpt_path", story.folder / GROUP, "--trainer.fast_dev_run=true")
-    assert (status, "Of a part of the images, and so not kept in" in out) == (0, True), err
-    assert (story.folder / GROUP / "seeds.json").read_bytes() == kept
+    for part in ("fast_dev_run=true", "limit_test_batches=1", "limit_test_batches=0.5"):
+        status, out, err = hps(
+            "test", "--ckpt_path", story.folder / GROUP, "--data.eval_batch_size=64", f"--trainer.{part}"
+        )
+        assert (status, "Of a part of the images, and so not kept in" in out) == (0, True), err
+        assert (story.folder / GROUP / "seeds.json").read_bytes() == kept
 
 
 @pytest.mark.train
