@@ -26,7 +26,7 @@ import yaml
 
 from hps_lightning import zoo
 from hps_lightning.callbacks.distillation import teacher_name
-from hps_lightning.checkpoint import load_classifier, read_checkpoint, save_weights
+from hps_lightning.checkpoint import read_checkpoint, rebuilt, save_weights
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
@@ -42,8 +42,8 @@ _MARK = "<!-- made by benchmarks/publish.py -->"
 
 def right_answers(checkpoint: Path) -> torch.Tensor:
     """Whether each test image (N, bool) is classified correctly, in float32."""
-    record = read_checkpoint(checkpoint)[RECORD_KEY]
-    module = load_classifier(checkpoint)
+    content = read_checkpoint(checkpoint)
+    record, module = content[RECORD_KEY], rebuilt(checkpoint, content)
     test = load_images(record["dataset"], "test")
     with torch.inference_mode():
         predicted = [

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -67,8 +68,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     reason = unplain(record)
     if reason is not None:
         raise UserError(f"{path} is refused: what it says of its network holds {reason}.")
-    if not isinstance(record.get("data") or {}, dict):
-        raise UserError(f"{path} is refused: what it says of its data is no mapping.")
+    for key in ("data", "metrics"):
+        if not isinstance(record.get(key) or {}, dict):
+            raise UserError(f"{path} is refused: what it says of its {key} is no mapping.")
+    if not all(isinstance(value, int | float) for value in (record.get("metrics") or {}).values()):
+        raise UserError(f"{path} is refused: a metric that it tells of is no number.")
     if record.get("format") != RECORD_FORMAT:
         raise UserError(
             f"{path} has format {record.get('format')!r}, this version of hps_lightning reads {RECORD_FORMAT}; "
@@ -119,16 +123,29 @@ def _nearby(path: Path) -> str:
 
 
 def classifier_class(record: dict[str, Any]) -> type[ImageClassifier]:
-    """The LightningModule that a record names; nothing but our own can be named.
+    """The LightningModule that a record names: one of ours, or of those that the program has imported itself.
+
+    Nothing is imported here, so that a record cannot choose what is executed.
 
     Raises:
-        UserError: the record names none of ours.
+        UserError: the record names neither.
     """
     model = record.get("model")
     name = model.get("class_path") if isinstance(model, dict) else None
-    if not isinstance(name, str) or name not in _CLASSES:
-        raise UserError(f"The checkpoint names a network {name!r} that is unknown; known are {', '.join(_CLASSES)}.")
-    return _CLASSES[name]
+    found = (_CLASSES.get(name) or _imported(name)) if isinstance(name, str) else None
+    if found is None:
+        raise UserError(
+            f"The checkpoint names a network {name!r:.200} that is unknown; known are {', '.join(_CLASSES)}. "
+            "If it is a class of your own that you trust, name it: --model MODULE.CLASS; a program imports it before."
+        )
+    return found
+
+
+def _imported(path: str) -> type[ImageClassifier] | None:
+    module, _, name = path.rpartition(".")
+    # Not the name by getattr, for which a module may have code of its own.
+    found = getattr(sys.modules.get(module), "__dict__", {}).get(name)
+    return found if isinstance(found, type) and issubclass(found, ImageClassifier) else None
 
 
 def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
@@ -190,13 +207,28 @@ def load_classifier(path: str | os.PathLike) -> ImageClassifier:
     Raises:
         UserError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
-    checkpoint = read_checkpoint(path)
+    return rebuilt(path, read_checkpoint(path))
+
+
+def rebuilt(path: str | os.PathLike, checkpoint: dict[str, Any]) -> ImageClassifier:
+    """As :func:`load_classifier`, from what :func:`read_checkpoint` gave.
+
+    Whoever looks at a checkpoint's record too reads it once, since a training may replace the file meanwhile.
+
+    Args:
+        path: of the checkpoint, for messages.
+        checkpoint: what was read.
+
+    Raises:
+        UserError: the weights do not fit the network.
+    """
     check_network(path, checkpoint)
     record = checkpoint[RECORD_KEY]
     module = classifier_class(record)(**record["model"]["init_args"])
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
+        # Of the right shape, but of no kind that can be copied, as sparse ones.
         raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.") from error
     return module.eval()
 

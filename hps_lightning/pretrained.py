@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hps_lightning.checkpoint import load_classifier, read_checkpoint
+from hps_lightning.checkpoint import read_checkpoint, rebuilt
 from hps_lightning.complexity import IMAGE_SIZE
 from hps_lightning.data.batches import normalise
 from hps_lightning.data.photos import read_photo
@@ -80,12 +80,13 @@ def load(name: str, dataset: str = "cifar10") -> Pretrained:
     if not path.is_file():
         known = ", ".join(published_names()) or "none"
         raise UserError(f"{name} trained on {dataset} is not published. Published: {known}.")
-    record = read_checkpoint(path)[RECORD_KEY]
+    checkpoint = read_checkpoint(path)
+    record = checkpoint[RECORD_KEY]
     return Pretrained(
         name=name,
         dataset=dataset,
         # The bare network, in the usual layout: Lightning is not needed to use it.
-        network=load_classifier(path).network.to(memory_format=torch.contiguous_format),
+        network=rebuilt(path, checkpoint).network.to(memory_format=torch.contiguous_format),
         classes=tuple(record["classes"]),
         mean=tuple(record["mean"]),
         std=tuple(record["std"]),

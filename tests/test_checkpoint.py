@@ -52,6 +52,8 @@ def test_weights_alone_keep_the_record_but_no_path_and_no_optimizer(checkpoint, 
         (lambda content: content[RECORD_KEY]["model"].update(class_path="os.system"), "os.system"),
         (lambda content: content["state_dict"].popitem(), "do not fit"),
         (lambda content: content.update(state_dict=None), "no mapping of names"),
+        (lambda content: content[RECORD_KEY].update(metrics="x"), "of its metrics is no mapping"),
+        (lambda content: content[RECORD_KEY].update(metrics={"val/accuracy": "x"}), "a metric .* is no number"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_says_why(checkpoint, tmp_path, change, message):

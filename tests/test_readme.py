@@ -1,5 +1,6 @@
 """The README's commands and code, run in its order; trainings are cut down to two batches of digits."""
 
+import itertools
 import multiprocessing
 import re
 import shlex
@@ -26,6 +27,16 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+def files():
+    """The files that a user is told to write, by name: blocks of Python whose first line is one's name."""
+    return dict(re.findall(r"```python\n# (\w+\.py)(.*?)```", README, flags=re.DOTALL))
+
+
+def write_files(folder):
+    for name, content in files().items():
+        (folder / name).write_text(f"#{content}", encoding="utf-8")
+
+
 def commands():
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith(("hps ", "python -m "))]
@@ -35,6 +46,7 @@ def commands():
 def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch):
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
+    write_files(tmp_path)
     ran = commands()
     assert {"fit", "test", "validate", "predict", "export", "explore"} <= {command[1] for command in ran}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -42,7 +54,7 @@ def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch):
     # Each a process of its own, as a user's are; the first `hps` by the script that is installed.
     installed = False
     for program, *argv in ran:
-        if argv[0] == "fit" and "--ckpt_path" not in argv:
+        if "fit" in argv and "--ckpt_path" not in argv:
             argv += SMALL
         if argv[0] == "explore" and "--show" not in argv and "--best" not in argv:
             argv += ["--trials=2", "--", *SMALL]
@@ -78,11 +90,23 @@ def test_the_python_code_runs(tmp_path, monkeypatch, capsys):
     assert main(["fit", "--model=hps_06_05x", *SMALL]) == 0, capsys.readouterr().err
     shutil.copy(next(tmp_path.rglob("weights.ckpt")), "weights.ckpt")
     assert main(["export", "--ckpt_path=last", "--output=bundle"]) == 0
-    on_board, with_onnx, from_python = blocks("python")
+    on_board, with_onnx, from_python, with_own_images = [
+        block for block in blocks("python") if not re.match(r"# \w+\.py", block)
+    ]
     board_names, onnx_names, python_names = {}, {}, {}
     exec(on_board, board_names)
     exec(with_onnx, onnx_names)
     exec(from_python, python_names)
+    for split, name, index in itertools.product(("train", "test"), ("cat", "dog"), range(40)):
+        folder = tmp_path / "photos" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), {"cat": "white", "dog": "black"}[name]).save(folder / f"{index}.png")
+    own_names = {}
+    exec(with_own_images, own_names)
+    assert own_names["trainer"].current_epoch == 10
+    tested = own_names["data"].test_set
+    assert torch.equal(tested.labels, torch.arange(80) // 40)
+    assert torch.equal(tested.images[:, 0, 0, 0] == 0, tested.labels == 1)
     assert onnx_names["logits"].shape == (1, 10)
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     bundle, module = board_names["bundle"], python_names["module"]

@@ -1,6 +1,7 @@
 """A training's checkpoints in its run's ``checkpoints/``: the best, the last, the weights, and where to find them."""
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from hps_lightning.checkpoint import read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import safe_checkpoints
 from hps_lightning.errors import TrainingStopped, UserError, say_trouble
 from hps_lightning.files import replaced_whole
-from hps_lightning.modules import RECORD_KEY
+from hps_lightning.modules import RECORD_KEY, class_path
 
 
 class _MovableCheckpoint(ModelCheckpoint):
@@ -272,6 +273,21 @@ def last_checkpoint(trainer: Trainer) -> str | None:
     # Without a metric to monitor, the "best" one is the newest.
     paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
     return _first_written(trainer, paths)
+
+
+def checkpoint_command(command: str, checkpoint: str, module: LightningModule) -> str:
+    """What to type for a checkpoint; where its network is of a class of the user's own, with that.
+
+    Args:
+        command: such as "test".
+        checkpoint: its path.
+        module: that it holds.
+    """
+    own = class_path(type(module))
+    if "." not in own:
+        return f"hps {command} --ckpt_path {shlex.quote(checkpoint)}"
+    # `hps` does not import from the working directory.
+    return f"python -m hps_lightning {command} --ckpt_path {shlex.quote(checkpoint)} --model {own}"
 
 
 def _first_written(trainer: Trainer, paths: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hps_lightning import zoo
 from hps_lightning.bluebox.board.folding import fold
-from hps_lightning.checkpoint import load_classifier, read_checkpoint
+from hps_lightning.checkpoint import read_checkpoint, rebuilt
 from hps_lightning.data.checksums import digest
 from hps_lightning.engine import Replayed
 from hps_lightning.errors import UserError
@@ -87,9 +87,10 @@ class Distillation(Callback):
             )
 
     def _load(self) -> None:
-        record = read_checkpoint(self.teacher)[RECORD_KEY]
+        checkpoint = read_checkpoint(self.teacher)
+        record = checkpoint[RECORD_KEY]
         # Its batch norms cost a fifth of its time, and the convolutions beside them can do their part.
-        self._network = fold(load_classifier(self.teacher).network, complete=False).requires_grad_(False)
+        self._network = fold(rebuilt(self.teacher, checkpoint).network, complete=False).requires_grad_(False)
         self._teacher = {
             **{key: record.get(key) for key in ("model", "dataset", "protocol", "data")},
             "sha256": digest(Path(self.teacher), hashlib.sha256()),
@@ -181,9 +182,9 @@ class Distillation(Callback):
 
 
 def teacher_name(model: Mapping[str, Any]) -> str:
-    """What a teacher is called, as :func:`hps_lightning.zoo.describe` does, by the ``model`` of its record."""
-    family = next(key for key, value in CLASSIFIERS.items() if value.__name__ == model["class_path"])
-    return zoo.describe(family, model["init_args"])
+    """What a teacher is called: as :func:`hps_lightning.zoo.describe` does, or its class, by its record's ``model``."""
+    family = next((key for key, value in CLASSIFIERS.items() if value.__name__ == model["class_path"]), None)
+    return model["class_path"] if family is None else zoo.describe(family, model["init_args"])
 
 
 def _split(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from hps_lightning.callbacks.best_validation import BestValidation
-from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint
+from hps_lightning.callbacks.checkpoints import best_checkpoint, checkpoint_command, last_checkpoint
 from hps_lightning.errors import TrainingStopped
 from hps_lightning.event_log import tensorboards
 
@@ -86,9 +86,10 @@ class Report(Callback):
         checkpoints = {"best checkpoint": best, "last checkpoint": last}
         rows += [(name, _display(path)) for name, path in checkpoints.items() if path]
         rows += [("weights", _display(path)) for path in _weights(trainer)]
-        rows += [("TensorBoard", f"tensorboard --logdir {_quoted(folder)}") for folder in _log_folders(trainer)]
+        logs = (shlex.quote(_display(folder)) for folder in _log_folders(trainer))
+        rows += [("TensorBoard", f"tensorboard --logdir {folder}") for folder in logs]
         if test and (best or last):
-            rows.append(("test it", f"hps test --ckpt_path {_quoted(best or last)}"))
+            rows.append(("test it", checkpoint_command("test", _display(best or last), trainer.lightning_module)))
         return rows
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -225,7 +226,7 @@ def _resume_rows(trainer: Trainer) -> Rows:
     path = last_checkpoint(trainer) or best_checkpoint(trainer) or trainer.ckpt_path
     if path is None:
         return [("resume it", "nothing was saved yet; start it again")]
-    return [("resume it", f"hps fit --ckpt_path {_quoted(str(path))}")]
+    return [("resume it", checkpoint_command("fit", _display(str(path)), trainer.lightning_module))]
 
 
 def _display(path: str) -> str:
@@ -234,10 +235,6 @@ def _display(path: str) -> str:
         return path
     absolute, here = Path(path).absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
-
-
-def _quoted(path: str) -> str:
-    return shlex.quote(_display(path))
 
 
 def _scores(metrics: Mapping[str, Tensor], stage: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `hps fit`, `validate`, `test`, `predict`, `export`, `explore`, `models`, `plot` and `report`."""
+"""The command line, `hps`; ``main`` lists its commands."""
 
 from .main import main
 

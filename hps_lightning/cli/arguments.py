@@ -117,6 +117,8 @@ def join_options(pairs: Iterable[tuple[str, str | None]]) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """The arguments of `hps fit`, as typed; the paper's recipe before them where they name a network alone.
 
+    With it goes the data set that the network was published for, where that is not the recipe's.
+
     Raises:
         UserError: they name neither a network nor a checkpoint.
     """
@@ -124,7 +126,9 @@ def with_recipe(argv: list[str]) -> list[str]:
     if not is_null(options.get("--ckpt_path")) or {"--config", "-c"} & set(options):
         return argv
     if "--model" in options:
-        return ["--config", _PAPER_RECIPE, *argv]
+        variant = zoo.ZOO.get(options["--model"])
+        other = variant is not None and "cifar10" not in variant.datasets
+        return ["--config", _PAPER_RECIPE, *(["--data.dataset", variant.datasets[0]] if other else []), *argv]
     if not asks_for_help(options):
         raise UserError(
             "`hps fit` needs a network: --config hps.yaml, or --model NAME with a name that `hps models` lists."
@@ -210,7 +214,8 @@ def _expand_model(value: str) -> list[tuple[str, str | None]]:
         if value in (family, name):
             return _family(family, {})
     if "." in value or value.lstrip().startswith("{"):
-        return [("--model", value)]
+        # A config's arguments are another network's, whatever they are called.
+        return [("--model", "null"), ("--model", value)]
     names = [*zoo.ZOO, *CLASSIFIER_NAMES, *CLASSIFIER_NAMES.values()]
     raise UserError(no_network(value, names))
 

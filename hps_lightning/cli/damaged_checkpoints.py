@@ -82,7 +82,7 @@ def _newest_sound(path: Path, resumable: bool, best: bool = False) -> Opened | N
 
     def rank(opened: Opened) -> tuple[float, int, bool]:
         content = opened[1]
-        accuracy = content[RECORD_KEY].get("metrics", {}).get("val/accuracy", -1.0) if best else 0.0
+        accuracy = (content[RECORD_KEY].get("metrics") or {}).get("val/accuracy", -1.0) if best else 0.0
         return accuracy, content.get("global_step", 0), "optimizer_states" in content
 
     return max(found, key=rank, default=None)

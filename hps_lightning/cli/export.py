@@ -21,9 +21,9 @@ from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_tabl
 from hps_lightning.bluebox.manifest import refuse_other_images
 from hps_lightning.bluebox.onnx_export import calibration_images, export_int8, export_onnx
 from hps_lightning.bluebox.weights import refuse_not_finite
-from hps_lightning.checkpoint import load_classifier
+from hps_lightning.checkpoint import rebuilt
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint
-from hps_lightning.cli.from_checkpoint import reachable_root
+from hps_lightning.cli.from_checkpoint import import_own_network, reachable_root
 from hps_lightning.cli.parser import OneLineParser
 from hps_lightning.data.readers import Images, load_images
 from hps_lightning.errors import UserError
@@ -50,6 +50,9 @@ def run_export(argv: list[str]) -> int:
         "formats, each is measured on the test images.",
     )
     parser.add_argument("--ckpt_path", required=True, help='a checkpoint, or "best" or "last" of the newest run')
+    parser.add_argument(
+        "--model", metavar="MODULE.CLASS", help="the class of the checkpoint's network, where it is one of your own"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--replace", action="store_true", help="replace an earlier export; whole, or not at all")
     parser.add_argument(
@@ -84,7 +87,8 @@ def run_export(argv: list[str]) -> int:
     checkpoint, content = open_checkpoint(arguments.ckpt_path, Path(RUNS))
     record = content[RECORD_KEY]
     root = arguments.root or reachable_root(record)
-    network = load_classifier(checkpoint).network.to(memory_format=torch.contiguous_format)
+    import_own_network(record, {arguments.model})
+    network = rebuilt(checkpoint, content).network.to(memory_format=torch.contiguous_format)
     refuse_not_finite(network.state_dict())
     manifest = describe(network, record)
     refuse_other_images(manifest)

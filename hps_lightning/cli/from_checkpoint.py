@@ -1,8 +1,9 @@
 """What a command takes from a checkpoint: its network, its data, and the run that it goes on with."""
 
+import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, op
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint
 from hps_lightning.cli.run_config import foreign, own_words, read_run_config
 from hps_lightning.errors import UserError
-from hps_lightning.modules import RECORD_KEY, ImageClassifier
+from hps_lightning.modules import RECORD_KEY, ImageClassifier, class_path
 from hps_lightning.runs import RUNS, Run, run_of
 
 
@@ -21,7 +22,8 @@ def with_checkpoint(
     """Lets a checkpoint say what network and data it is for.
 
     Data arguments come from the checkpoint unless the user gives others; the network always
-    does. A training that is resumed takes the rest from its own ``config.yaml``.
+    does. A training that is resumed takes the rest from its own ``config.yaml``. Where the network
+    is of a class that is not this project's, the user has to name it too, which imports it.
 
     Args:
         command: "fit", "validate", "test" or "predict".
@@ -54,10 +56,12 @@ def with_checkpoint(
             f"{path} holds weights alone, so that its training cannot be continued; start a new one from them "
             f"with --init_weights {path}."
         )
+    words = own_words(typed or tokens)
+    import_own_network(record, words)
     check_network(path, checkpoint)
     run = run_of(path)
-    network = classifier_class(record)
-    model = {"class_path": network.__name__, "init_args": _network_arguments(record)}
+    network = class_path(classifier_class(record))
+    model = {"class_path": network, "init_args": _network_arguments(record)}
     data = dict(record.get("data") or {})
     found = foreign({"data": data})
     if found is not None:
@@ -66,7 +70,7 @@ def with_checkpoint(
     before: list[tuple[str, str | None]] = []
     own = _config_of(path, run)
     if command == "fit" and own is not None:
-        before.append(("--config", json.dumps(read_run_config(own, own_words(typed or tokens)))))
+        before.append(("--config", json.dumps(read_run_config(own, words))))
     elif command == "fit" and not {"--config", "-c"} & options.keys():
         raise UserError(
             f"{path} lies outside its run, whose config.yaml says how it was trained. Continue the one in the run, or "
@@ -75,11 +79,14 @@ def with_checkpoint(
     before += [("--config", json.dumps({"data": data}))]
     mine: list[tuple[str, str | None]] = []
     for option, value in pairs:
+        if option == "--model" and (is_null(value) or value == network):
+            # The very class, which goes behind everything with the checkpoint's arguments.
+            continue
         mine.append((option, str(path) if option == "--ckpt_path" else value))
         if option in ("--config", "-c") and own is not None and _same_file(value, own):
             # The user has said that he trusts it; the data are the checkpoint's all the same.
             mine.append(("--config", json.dumps({"data": data})))
-    clash = sorted({option for option, _ in mine if option.split(".")[0].split("=")[0] == "--model"})
+    clash = sorted({option for option, _ in mine if option.split(".")[0] == "--model"})
     if clash:
         raise UserError(
             f"{', '.join(clash)}: the network comes from {path}. To train another one from its weights, use "
@@ -89,6 +96,30 @@ def with_checkpoint(
     if command == "fit":
         print(f"Continuing {path} exactly where it stopped.")
     return join_options([*before, *mine, *after]), record, run
+
+
+def import_own_network(record: Mapping[str, Any], words: Collection[str]) -> None:
+    """Imports the class of a checkpoint's network where it is one of the user's own, and he names it.
+
+    Args:
+        record: the checkpoint's.
+        words: what the user names himself in this command; see :func:`~hps_lightning.cli.run_config.own_words`.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    model = record.get("model")
+    name = model.get("class_path") if isinstance(model, Mapping) else None
+    if not isinstance(name, str) or "." not in name or name not in words:
+        return
+    module = name.rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # The user's code may raise anything.
+        raise UserError(
+            f"{name} cannot be imported: {type(error).__name__}: {error}. (`hps` does not import from the working "
+            "directory; `python -m hps_lightning` does.)"
+        ) from error
 
 
 def reachable_root(record: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,9 @@ from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.preflight import (
     check_classes,
     check_folders,
+    check_kept_arguments,
     check_length,
+    check_network_arguments,
     check_optimization,
     check_recipe,
     check_trainer_arguments,
@@ -84,6 +86,7 @@ class HPSCLI(LightningCLI):
     def __init__(
         self, args: list[str], record: dict[str, Any] | None, run: Run | None, callbacks: Sequence[Callback] = ()
     ) -> None:
+        self._typed_subcommand = args[0]
         self.record = record
         self.run_folder = run
         self.further_callbacks = callbacks
@@ -103,6 +106,10 @@ class HPSCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=args,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one that is to run, as Lightning has it; the parsers of the others would be built for nothing."""
+        return {self._typed_subcommand: LightningCLI.subcommands()[self._typed_subcommand]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what Lightning's CLI lacks: optimizer, schedule, callbacks, warm start."""
@@ -188,6 +195,7 @@ class HPSCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         check_trainer_arguments(trainer)
+        check_network_arguments(config.model)
         if config.data.images is not None and self.subcommand != "predict":
             raise UserError(f"--images: `hps {self.subcommand}` takes none; `hps predict` classifies them.")
         if self.record is not None:
@@ -247,6 +255,7 @@ class HPSCLI(LightningCLI):
         watch(self.trainer, meet_anew())
         if self.record is not None:
             check_optimization(self.record, self.model)
+        check_kept_arguments(self.model, self._get(self.config, "model").init_args)
         check_recipe(self.trainer, self.model, self.datamodule, self._get(self.config, "trainer.sync_batchnorm"))
         check_folders(self.trainer)
         path = self._get(self.config, "init_weights")

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulation
 from lightning.pytorch.plugins import MixedPrecision
 
 from hps_lightning.callbacks import BestCheckpoint, Distillation
+from hps_lightning.checkpoint_scan import unplain
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError
 from hps_lightning.files import check_writable
-from hps_lightning.modules import ImageClassifier, check_trainable
+from hps_lightning.modules import ImageClassifier, check_trainable, class_path
 from hps_lightning.optim import (
     PAPER_OPTIMIZER,
     TrainingLength,
@@ -62,6 +63,48 @@ def check_trainer_arguments(trainer: jsonargparse.Namespace) -> None:
     for name, why in (("enable_checkpointing", "writes checkpoints"), ("barebones", "writes checkpoints and logs")):
         if trainer[name] is (name == "barebones"):
             raise UserError(f"trainer.{name} {str(trainer[name]).lower()}: a training here {why}; leave it out.")
+
+
+def check_network_arguments(model: jsonargparse.Namespace) -> None:
+    """Refuses a module that would not hear of the classes, the optimizer or the schedule; the parser lets it be.
+
+    Args:
+        model: its class and arguments.
+
+    Raises:
+        UserError: it takes one of them not.
+    """
+    missing = [name for name in ("num_classes", "optimizer", "lr_scheduler") if name not in model.init_args]
+    if missing:
+        raise UserError(
+            f"{model.class_path} takes no {' and no '.join(missing)}, so that --data.dataset, --optimizer or "
+            "--lr_scheduler would change nothing; let its __init__ take num_classes, optimizer and lr_scheduler, and "
+            "give them to that of hps_lightning.modules.ImageClassifier."
+        )
+
+
+def check_kept_arguments(model: ImageClassifier, arguments: jsonargparse.Namespace) -> None:
+    """Refuses a module whose checkpoints nobody could read.
+
+    Args:
+        model: as built.
+        arguments: from which.
+
+    Raises:
+        UserError: it does not keep them, or they are no plain values.
+    """
+    missing = sorted(name for name in vars(arguments) if name not in model.hparams)
+    if missing:
+        raise UserError(
+            f"{class_path(type(model))} does not keep {', '.join(missing)}, so that it could not be built anew from "
+            "its checkpoints; let its __init__ end with self.save_hyperparameters()."
+        )
+    reason = unplain(dict(model.hparams))
+    if reason is not None:
+        raise UserError(
+            f"{class_path(type(model))} has {reason} among its arguments, and its checkpoints hold plain values alone: "
+            "numbers, texts, lists and mappings."
+        )
 
 
 def check_recipe(trainer: Trainer, model: ImageClassifier, data: ImageDataModule, sync_batchnorm: bool) -> None:

@@ -23,7 +23,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from hps_lightning.callbacks.checkpoints import last_checkpoint
+from hps_lightning.callbacks.checkpoints import checkpoint_command, last_checkpoint
 from hps_lightning.errors import UserError
 
 GRACE = 5.0
@@ -228,7 +228,9 @@ def _message(died: dict[int, str], otherwise: str = "") -> str:
 
 def _way_out() -> str:
     checkpoint = last_checkpoint(_job.trainer) if _job.trainer is not None else None
-    return f" It can go on: hps fit --ckpt_path {os.path.relpath(checkpoint)}" if checkpoint else ""
+    if not checkpoint:
+        return ""
+    return f" It can go on: {checkpoint_command('fit', os.path.relpath(checkpoint), _job.trainer.lightning_module)}"
 
 
 def _ended(process: subprocess.Popen[Any]) -> str:

@@ -1,6 +1,6 @@
 """The LightningModules: one for each family of networks."""
 
-from .classifier import RECORD_FORMAT, RECORD_KEY, ImageClassifier, check_trainable
+from .classifier import RECORD_FORMAT, RECORD_KEY, ImageClassifier, check_trainable, class_path
 from .families import (
     HPSClassifier,
     MobileNetClassifier,
@@ -35,4 +35,5 @@ __all__ = [
     "SqueezeNextClassifier",
     "SqueezedCNNClassifier",
     "check_trainable",
+    "class_path",
 ]

@@ -353,7 +353,7 @@ class ImageClassifier(LightningModule):
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of itself, in plain types.
 
-        Keys: ``format``, ``version``, ``model`` (class name and arguments), ``metrics`` (the
+        Keys: ``format``, ``version``, ``model`` (:func:`class_path` and arguments), ``metrics`` (the
         newest; of a validation those of these very weights alone), ``epoch``, ``max_epochs``,
         ``distillation`` (where a teacher took part), and what the data module adds (``data``,
         ``dataset``, ``classes``, ``mean``, ``std``, ``image_size``, ``protocol``).
@@ -361,7 +361,7 @@ class ImageClassifier(LightningModule):
         record: dict[str, Any] = {
             "format": RECORD_FORMAT,
             "version": __version__,
-            "model": {"class_path": type(self).__name__, "init_args": dict(self.hparams)},
+            "model": {"class_path": class_path(type(self)), "init_args": dict(self.hparams)},
         }
         if self.distillation is not None:
             record["distillation"] = self.distillation.record()
@@ -377,6 +377,13 @@ class ImageClassifier(LightningModule):
             if describe is not None:
                 record.update(describe())
         return record
+
+
+def class_path(classifier: type[ImageClassifier]) -> str:
+    """What a checkpoint calls a module: the name of one of this project's, the whole path of a user's own."""
+    if classifier.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return classifier.__name__
+    return f"{classifier.__module__}.{classifier.__qualname__}"
 
 
 def check_trainable(trainer: Trainer) -> None:

@@ -135,6 +135,18 @@ def test_a_network_after_a_config_is_trained_as_the_config_says(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("argv", "dataset"),
+    [
+        (["--model=hps_14_1x"], "cifar100"),
+        (["--model", "hps_14_1x", "--data.dataset", "cifar10"], "cifar10"),
+        (["--model=hps_06_1x"], "cifar10"),
+    ],
+)
+def test_a_network_alone_is_trained_on_the_papers_data_set(argv, dataset):
+    assert run_cli("fit", argv, TrainingPlan).config.fit.data.dataset == dataset
+
+
+@pytest.mark.parametrize(
     "argv", [["--config", "mine.yaml"], ["-c", "mine.yaml"], ["--ckpt_path=last"], ["--help"], ["--model.help", "HPS"]]
 )
 def test_what_names_a_config_a_checkpoint_or_asks_for_help_stays_as_it_is(argv):

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from hps_lightning.cli import ranks
 from hps_lightning.errors import UserError
+from hps_lightning.modules import HPSClassifier
 
 CLOSED = "[/x/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer."
 
@@ -27,7 +28,7 @@ def job(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     job = ranks._Job()
     job.store = dist.HashStore()
-    job.trainer = SimpleNamespace(world_size=3, global_rank=1)
+    job.trainer = SimpleNamespace(world_size=3, global_rank=1, lightning_module=HPSClassifier(width=0.1))
     monkeypatch.setattr(ranks, "_job", job)
     return job
 
