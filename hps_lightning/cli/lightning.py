@@ -54,6 +54,7 @@ def quieten() -> None:
         ".*Total length of .* across ranks is zero.*",  # the protocol without validation
         ".*Checkpoint directory .* exists and is not empty.*",  # that of the training that goes on
         ".*your dataloader is not resumable.*",  # the data module is
+        ".*could not find the monitored key.*",  # epochs that do not validate; other metrics are refused before
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
