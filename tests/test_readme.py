@@ -42,6 +42,21 @@ def commands():
     return [shlex.split(line) for line in lines if line.startswith(("hps ", "python -m "))]
 
 
+def shown_trainings():
+    """The arguments of each `hps fit` that is shown but takes too long, or more machines, to be run here."""
+    text = "\n".join(blocks("console"))
+    lines = re.sub(r"\\\n(>\s*)?", " ", text).splitlines()
+    return [shlex.split(line.split("hps fit", 1)[1], comments=True) for line in lines if "hps fit" in line]
+
+
+@pytest.mark.parametrize("argv", shown_trainings(), ids=" ".join)
+def test_every_training_that_it_shows_has_a_config(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *argv, "--print_config"])
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
 @pytest.mark.train
 def test_every_command_runs_in_the_readmes_order(tmp_path, monkeypatch):
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
