@@ -241,7 +241,7 @@ def test_report(tmp_path, capsys):
         "module_bytes": complexity.module_bytes(network),
         "module_and_momentum_bytes": complexity.module_and_momentum_bytes(network),
     }
-    assert content["model"]["class"] == "Tiny"
+    assert content["model"]["class"] == "tests.callbacks.tiny.Tiny"
     assert ARGUMENTS.items() <= content["model"]["arguments"].items()
     assert (content["dataset"], content["protocol"], content["batch_size"]) == ("made", "holdout", 4)
     assert (content["devices"], content["precision"]) == (1, "32-true")

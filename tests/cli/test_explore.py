@@ -95,7 +95,8 @@ def test_a_study_from_its_first_trial_to_the_config_of_the_best(hps, config, tmp
 @pytest.mark.train
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_study_that_the_same_command_goes_on_with(hps, config, tmp_path, number):
-    options = {**TINY["base"]["options"], "trainer.max_epochs": 4, "dashboard.samples": 0, "dashboard.graph": False}
+    # As many epochs as a signal may take, on a busy machine, to arrive before the last.
+    options = {**TINY["base"]["options"], "trainer.max_epochs": 20, "dashboard.samples": 0, "dashboard.graph": False}
     name = config(base={**TINY["base"], "options": options})
     process = subprocess.Popen(
         [sys.executable, "-m", "hps_lightning", "explore", "--config", name, "--trials", "1"],
@@ -108,7 +109,7 @@ def test_a_signal_stops_a_study_that_the_same_command_goes_on_with(hps, config, 
         said = []
         for line in process.stdout:
             said.append(line)
-            if "epoch 2 of 4" in line:
+            if "epoch 2 of 20" in line:
                 # To all of a terminal, or of a cluster's job.
                 os.killpg(process.pid, number)
     assert process.returncode == 128 + number, said
@@ -116,7 +117,7 @@ def test_a_signal_stops_a_study_that_the_same_command_goes_on_with(hps, config, 
     status, out, err = hps("explore", "--config", name, "--trials", "1")
     assert status == 0, err
     assert "trial 1 (trial 0 again): " in out
-    assert "epoch 1 of 4" not in out, "it went on from its checkpoint"
+    assert "epoch 1 of 20" not in out, "it went on from its checkpoint"
     assert "trial 1: done" in out
 
 
