@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import socket
 import time
@@ -24,6 +25,8 @@ from hps_lightning.files import replaced_whole
 _FLUSH_SECONDS = 1.0
 _FLUSH_BYTES = 1 << 16
 _KEPT_BYTES = 1 << 26
+
+_NUMBERS = itertools.count()
 
 
 def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
@@ -76,8 +79,9 @@ class EventFile:
         self._open()
 
     def _open(self) -> None:
-        # As TensorBoard and its readers have it; the last two keep files of one second and process apart.
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{id(self)}"
+        # As TensorBoard and its readers have it, which take files in the order of their names: the last part keeps
+        # those of one second and process apart, and in order.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS):06d}"
         self.path = self._folder / (name + self._suffix)
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 

@@ -69,6 +69,12 @@ def test_memory_is_not_filled_instead_of_the_disk(tmp_path, capsys, monkeypatch)
     assert kept == list(range(100 - len(kept), 100))
 
 
+def test_files_of_one_second_are_apart_and_sort_in_their_order(tmp_path):
+    # Each is gone before the next is made, which may lie where it lay.
+    names = [EventFile(tmp_path).path.name for _ in range(12)]
+    assert sorted(set(names)) == names
+
+
 @pytest.mark.parametrize("suffix", ["", ".mine"])
 def test_a_file_starts_as_tensorboards_own_do(tmp_path, suffix):
     events = EventFile(tmp_path, suffix)

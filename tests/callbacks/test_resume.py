@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from hps_lightning.callbacks import LastCheckpoint, Resume
 from hps_lightning.callbacks.resume import random_state, set_random_state
@@ -20,6 +21,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """Keeps two log files of one second in order: TensorBoard numbers them without zeros, and sorts them by name."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10**6))
 
 
 class KilledError(Exception):
