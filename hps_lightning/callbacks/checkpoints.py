@@ -17,7 +17,7 @@ from hps_lightning.checkpoint import read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import safe_checkpoints
 from hps_lightning.errors import TrainingStopped, UserError, say_trouble
 from hps_lightning.files import replaced_whole
-from hps_lightning.modules import RECORD_KEY, class_path
+from hps_lightning.modules import RECORD_KEY, ImageClassifier, class_path
 
 
 class _MovableCheckpoint(ModelCheckpoint):
@@ -275,15 +275,15 @@ def last_checkpoint(trainer: Trainer) -> str | None:
     return _first_written(trainer, paths)
 
 
-def checkpoint_command(command: str, checkpoint: str, module: LightningModule) -> str:
+def checkpoint_command(command: str, checkpoint: str, classifier: type[ImageClassifier]) -> str:
     """What to type for a checkpoint; where its network is of a class of the user's own, with that.
 
     Args:
         command: such as "test".
         checkpoint: its path.
-        module: that it holds.
+        classifier: the class of the module that it holds.
     """
-    own = class_path(type(module))
+    own = class_path(classifier)
     if "." not in own:
         return f"hps {command} --ckpt_path {shlex.quote(checkpoint)}"
     # `hps` does not import from the working directory.

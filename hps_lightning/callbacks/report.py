@@ -89,7 +89,7 @@ class Report(Callback):
         logs = (shlex.quote(_display(folder)) for folder in _log_folders(trainer))
         rows += [("TensorBoard", f"tensorboard --logdir {folder}") for folder in logs]
         if test and (best or last):
-            rows.append(("test it", checkpoint_command("test", _display(best or last), trainer.lightning_module)))
+            rows.append(("test it", checkpoint_command("test", _display(best or last), type(trainer.lightning_module))))
         return rows
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -226,7 +226,7 @@ def _resume_rows(trainer: Trainer) -> Rows:
     path = last_checkpoint(trainer) or best_checkpoint(trainer) or trainer.ckpt_path
     if path is None:
         return [("resume it", "nothing was saved yet; start it again")]
-    return [("resume it", checkpoint_command("fit", _display(str(path)), trainer.lightning_module))]
+    return [("resume it", checkpoint_command("fit", _display(str(path)), type(trainer.lightning_module)))]
 
 
 def _display(path: str) -> str:

@@ -230,7 +230,8 @@ def _way_out() -> str:
     checkpoint = last_checkpoint(_job.trainer) if _job.trainer is not None else None
     if not checkpoint:
         return ""
-    return f" It can go on: {checkpoint_command('fit', os.path.relpath(checkpoint), _job.trainer.lightning_module)}"
+    classifier = type(_job.trainer.lightning_module)
+    return f" It can go on: {checkpoint_command('fit', os.path.relpath(checkpoint), classifier)}"
 
 
 def _ended(process: subprocess.Popen[Any]) -> str:

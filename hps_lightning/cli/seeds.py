@@ -20,7 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hps_lightning.checkpoint import read_checkpoint
+from hps_lightning.callbacks.checkpoints import checkpoint_command
+from hps_lightning.checkpoint import classifier_class, read_checkpoint
 from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_or_replace
 from hps_lightning.cli.hps_cli import TrainingPlan
@@ -99,7 +100,8 @@ def run_fit_seeds(argv: list[str]) -> int:
     if status == 0:
         print_figures(f"{_trainings(seeds)}: the last epoch", seeds, group.figures)
         print(f"\nKept in {group.directory / GROUP_FILE}. Test them:")
-        print(f"  hps test --ckpt_path {shlex.quote(str(group.directory))}")
+        classifier = classifier_class({"model": yaml.safe_load(config)["model"]})
+        print(f"  {checkpoint_command('test', str(group.directory), classifier)}")
     return status
 
 

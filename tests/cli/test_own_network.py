@@ -79,6 +79,16 @@ def test_it_goes_all_the_way_and_only_by_its_name(hps, own, tmp_path, monkeypatc
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.train
+@pytest.mark.filterwarnings("ignore")
+def test_trainings_of_several_seeds_import_it_too(hps, own, tmp_path):
+    status, out, err = hps("fit", MODEL, *TINY, "--seeds=1")
+    assert status == 0, err
+    folder = "runs/TinyClassifier-digits/seeds_0"
+    assert f"  python -m hps_lightning test --ckpt_path {folder} --model tiny_classifier.TinyClassifier\n" in out
+    assert (tmp_path / folder / "seed_0" / "checkpoints" / "last.ckpt").is_file()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
