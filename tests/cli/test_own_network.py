@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from hps_lightning.checkpoint import load_classifier
 from hps_lightning.errors import UserError
+from tests.test_readme import write_files
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODEL = "--model=tiny_classifier.TinyClassifier"
 TINY = ["--data.dataset=digits", "--data.batch_size=16", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
 TINY += ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--lr_scheduler=null"]
@@ -24,8 +23,7 @@ def forget(monkeypatch):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """The README's files, importable and not yet imported; called, it changes one of them."""
-    for name, content in re.findall(r"```python\n# (\w+\.py)(.*?)```", README, flags=re.DOTALL):
-        (tmp_path / name).write_text(f"#{content}", encoding="utf-8")
+    write_files(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     forget(monkeypatch)
 
