@@ -6,16 +6,16 @@ step give the same images whatever the number of workers, and wherever the image
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hps_lightning.errors import UserError
 
 Policy = Literal["autoaugment", "randaugment", "trivialaugment", "augmix"]
+PaddingMode = Literal["constant", "reflect"]
 
 # Beyond its own side an image has nothing left to show.
 _MOST = {"crop_padding": 32}
@@ -38,11 +38,19 @@ _POLICIES = {
 }
 
 
-def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Pads with black on each side and cuts out the original size anywhere, N x C x H x W."""
+def random_crop(images: Tensor, padding: int, padding_mode: PaddingMode = "constant") -> Tensor:
+    """Pads on each side and cuts out the original size anywhere, N x C x H x W.
+
+    Args:
+        images: a batch.
+        padding: pixels on each side.
+        padding_mode: what they show, as torchvision's: black ("constant"), or the image mirrored
+            at its edge ("reflect", fewer pixels than the image has).
+    """
     count, _, height, width = images.shape
+    padded = v2.functional.pad(images, [padding], padding_mode=padding_mode)
     # All windows of an image are a view of it, so that the cut is one gather.
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device, non_blocking=True)
     return windows[torch.arange(count, device=images.device), :, top, left]
 
@@ -74,6 +82,8 @@ class Augmentation:
 
     Args:
         crop_padding: pixels padded on each side before a random crop; 0 switches it off.
+        padding_mode: what these pixels show: black ("constant"), or the image mirrored at its
+            edge ("reflect").
         flip: whether images are mirrored at random.
         cutout: side of the square that Cutout blackens, in pixels; 0 switches it off.
         random_erasing: probability of erasing a random rectangle of an image.
@@ -89,6 +99,7 @@ class Augmentation:
     """
 
     crop_padding: int = 4
+    padding_mode: PaddingMode = "constant"
     flip: bool = True
     cutout: int = 0
     random_erasing: float = 0.0
@@ -110,6 +121,13 @@ class Augmentation:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"augmentation.{name} must lie between 0 and 1, got {value!r}.")
+        if self.padding_mode not in get_args(PaddingMode):
+            modes = ", ".join(get_args(PaddingMode))
+            raise UserError(f"augmentation.padding_mode must be one of {modes}, got {self.padding_mode!r}.")
+        if self.padding_mode == "reflect" and self.crop_padding > 31:
+            raise UserError(
+                f"augmentation.crop_padding must be at most 31 where the edge is mirrored, got {self.crop_padding!r}."
+            )
         if self.policy is not None and self.policy not in _POLICIES:
             raise UserError(f"augmentation.policy must be one of {', '.join(_POLICIES)}, got {self.policy!r}.")
 
@@ -135,7 +153,7 @@ class Augmentation:
             if self.policy or self.color_jitter:
                 images = self._one_by_one(images)
             if self.crop_padding:
-                images = random_crop(images, self.crop_padding)
+                images = random_crop(images, self.crop_padding, self.padding_mode)
             if self.cutout:
                 images = cutout(images, self.cutout)
             if self.random_erasing:

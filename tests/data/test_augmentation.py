@@ -37,16 +37,18 @@ def _apply(seed=0, images=None, **arguments):
     return Augmentation(**arguments)(images, _labels(len(images)), 4, seed)
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("padding", [0, 1, 4])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9)])
-def test_crop_equals_one_image_at_a_time(padding, height, width):
+def test_crop_equals_one_image_at_a_time(padding, height, width, mode):
     images = _images(16, height, width)
     torch.manual_seed(3)
-    cropped = random_crop(images, padding)
+    cropped = random_crop(images, padding, mode)
     torch.manual_seed(3)
     tops, lefts = torch.randint(0, 2 * padding + 1, (2, 16))
+    assert cropped.dtype == torch.uint8
     for image, crop, top, left in zip(images, cropped, tops, lefts, strict=True):
-        padded = F.pad(image, (padding,) * 4)
+        padded = F.pad(image.float(), (padding,) * 4, mode).to(torch.uint8)
         assert torch.equal(crop, padded[:, top : top + height, left : left + width])
 
 
@@ -272,8 +274,20 @@ def test_small_batches_are_augmented_too(count):
         ("random_erasing", 1.1, "must lie between 0 and 1, got 1.1"),
         ("color_jitter", -0.5, "must lie between 0 and 1, got -0.5"),
         ("policy", "augment", "must be one of autoaugment, .*got 'augment'"),
+        ("padding_mode", "mirror", "must be one of constant, reflect, got 'mirror'"),
     ],
 )
 def test_mistakes_are_the_user_s(argument, value, message):
     with pytest.raises(UserError, match=f"augmentation.{argument} {message}"):
         Augmentation(**{argument: value})
+
+
+def test_an_image_is_too_small_to_be_mirrored_by_its_whole_side():
+    assert Augmentation(crop_padding=31, padding_mode="reflect")
+    with pytest.raises(UserError, match=r"augmentation\.crop_padding must be at most 31 .* got 32"):
+        Augmentation(crop_padding=32, padding_mode="reflect")
+
+
+def test_mirrored_edges_leave_nothing_black():
+    augmented, _ = _apply(images=_images(64, 32, 32), crop_padding=4, padding_mode="reflect", flip=False)
+    assert (augmented > 0).all()
