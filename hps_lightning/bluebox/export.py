@@ -84,7 +84,8 @@ def export_bundle(
         directory: made if missing; an earlier export is replaced as :func:`export_weights` does.
         record: see :func:`describe`.
         metric: see :func:`describe`.
-        folded: whether the board folds batch norms into convolutions when it loads the network.
+        folded: whether the board folds batch norms into convolutions, and leaves out what no layer
+            reads, when it loads the network.
         models: the network as ONNX, by file name: :data:`ONNX_FILE`, :data:`INT8_FILE`.
         formats: what was measured of the files; see ``formats.compare_formats``.
 

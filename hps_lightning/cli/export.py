@@ -72,7 +72,8 @@ def run_export(argv: list[str]) -> int:
         "--fold",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="fold batch norms into convolutions, for the same answers in less time (default: yes)",
+        help="fold batch norms into convolutions and leave out what no layer reads: the same answers in less time "
+        "(default: yes)",
     )
     parser.add_argument(
         "--data.root",

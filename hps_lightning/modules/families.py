@@ -160,6 +160,7 @@ class SqueezeNextClassifier(ImageClassifier):
         activation: Literal["relu", "elu"] = "relu",
         dropout: float = 0.0,
         inplace: bool | None = None,
+        skip_unread: bool = False,
         optimizer: dict[str, Any] | None = None,
         lr_scheduler: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
@@ -177,6 +178,8 @@ class SqueezeNextClassifier(ImageClassifier):
             dropout: probability of dropping a feature before the classifier.
             inplace: whether activations overwrite their input, which saves memory. The family's
                 own choice if not given.
+            skip_unread: whether to leave out what no layer reads: a fraction of the operations, the
+                same answers; in training, batch norms see the pixels alone that are read.
             optimizer: class_path and init_args of the optimizer; --optimizer sets it.
             lr_scheduler: likewise of the schedule; --lr_scheduler sets it.
             label_smoothing: how much of the target is spread over all classes, 0 to 1.
@@ -199,6 +202,7 @@ class SqueezeNextClassifier(ImageClassifier):
             activation=activation,
             dropout=dropout,
             inplace=inplace,
+            skip_unread=skip_unread,
         )
         super().__init__(network, num_classes, optimizer, lr_scheduler, label_smoothing, decay_norm_and_bias)
         self.save_hyperparameters(ignore=["defaults"])

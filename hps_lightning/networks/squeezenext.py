@@ -90,6 +90,14 @@ class ConvUnit(nn.Sequential):
         super(ConvUnit, self).__init__(OrderedDict(layers))
 
 
+class _EveryOtherPixel(nn.Identity):
+    """The identity of a shortcut, on every other row and column."""
+
+    def forward(self, images):
+        # Not by a slice, which ONNX Runtime does not compute in 8 bits.
+        return F.max_pool2d(images, 1, 2)
+
+
 class SqueezeNextBlock(nn.Module):
     """Bottleneck: 1x1, 1x1, a separable 3x3 and 1x1, beside a shortcut (paper figures 4 and 7).
 
@@ -131,6 +139,16 @@ class SqueezeNextBlock(nn.Module):
         self.norm_last = norm_last
         self.activation = _activation(activation, inplace)
 
+    def halve_output(self):
+        """Compute every other row and column of the output alone, and what they depend on."""
+        for unit in (self.separable1, self.separable2):
+            # A 1x3 convolution needs all columns of its input, and gives every other.
+            unit.conv.stride = tuple(2 if side > 1 else 1 for side in unit.conv.kernel_size)
+        if isinstance(self.shortcut, nn.Identity):
+            self.shortcut = _EveryOtherPixel()
+        else:
+            self.shortcut.conv.stride = tuple(2 * stride for stride in self.shortcut.conv.stride)
+
     def forward(self, images):
         branch = self.squeeze2(self.squeeze1(images))
         branch = self.separable2(self.separable1(branch))
@@ -156,6 +174,7 @@ class SqueezeNext(nn.Module):
         activation: "relu" or "elu".
         dropout: probability of dropping a feature before the classifier.
         inplace: whether activations overwrite their input, which saves memory.
+        skip_unread: whether to leave out what no layer reads; see :meth:`skip_unread`.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -173,6 +192,7 @@ class SqueezeNext(nn.Module):
         activation="relu",
         dropout=0.0,
         inplace=True,
+        skip_unread=False,
     ):
         super(SqueezeNext, self).__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
@@ -215,6 +235,23 @@ class SqueezeNext(nn.Module):
         self.dropout = nn.Dropout(float(dropout))
         self.classifier = nn.Linear(head, num_classes)
         self._initialise()
+        if skip_unread:
+            self.skip_unread()
+
+    def skip_unread(self):
+        """Leave out what no layer reads: three quarters of the last map of stages 1 to 3.
+
+        The next stage begins with 1x1 convolutions of stride 2, which look at every other row
+        and column. Here the block before computes those alone. Weights, their names and the
+        answers in evaluation mode stay the same, up to rounding. In training, batch norms see
+        the statistics of fewer pixels, those that are read.
+        """
+        stages = (self.stage1, self.stage2, self.stage3, self.stage4)
+        for stage, following in zip(stages, stages[1:]):
+            first = following[0]
+            if first.squeeze1.conv.stride != (1, 1):
+                stage[-1].halve_output()
+                first.squeeze1.conv.stride = first.shortcut.conv.stride = (1, 1)
 
     @staticmethod
     def separable_kernels(stage, block):
@@ -259,8 +296,11 @@ class ModifiedSqueezeNext(SqueezeNext):
         activation="relu",
         dropout=0.0,
         inplace=False,
+        skip_unread=False,
     ):
-        super(ModifiedSqueezeNext, self).__init__(num_classes, stages, width, resolution, activation, dropout, inplace)
+        super(ModifiedSqueezeNext, self).__init__(
+            num_classes, stages, width, resolution, activation, dropout, inplace, skip_unread
+        )
 
 
 class HighPerformanceSqueezeNext(SqueezeNext):
@@ -287,9 +327,10 @@ class HighPerformanceSqueezeNext(SqueezeNext):
         activation="relu",
         dropout=0.0,
         inplace=True,
+        skip_unread=False,
     ):
         super(HighPerformanceSqueezeNext, self).__init__(
-            num_classes, stages, width, resolution, activation, dropout, inplace
+            num_classes, stages, width, resolution, activation, dropout, inplace, skip_unread
         )
 
     @staticmethod
@@ -321,5 +362,8 @@ class ShallowSqueezeNext(HighPerformanceSqueezeNext):
         activation="relu",
         dropout=0.0,
         inplace=True,
+        skip_unread=False,
     ):
-        super(ShallowSqueezeNext, self).__init__(num_classes, stages, width, resolution, activation, dropout, inplace)
+        super(ShallowSqueezeNext, self).__init__(
+            num_classes, stages, width, resolution, activation, dropout, inplace, skip_unread
+        )

@@ -90,6 +90,7 @@ class TestFit:
             "model/activation": "relu",
             "model/dropout": 0,
             "model/inplace": True,
+            "model/skip_unread": False,
             "model/label_smoothing": 0.1,
             "model/decay_norm_and_bias": True,
             "optimizer": "Adam",
@@ -104,6 +105,7 @@ class TestFit:
             "protocol": "holdout",
             "batch_size": 8,
             "augmentation/crop_padding": 4,
+            "augmentation/padding_mode": "constant",
             "augmentation/flip": True,
             "augmentation/cutout": 4,
         }

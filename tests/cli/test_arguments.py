@@ -46,6 +46,7 @@ def test_arguments_of_the_network_hold_whatever_comes_first():
         "--model.activation=relu",
         "--model.dropout=0.0",
         "--model.inplace=true",
+        "--model.skip_unread=false",
         "--trainer.max_epochs=3",
         # Of two values for one option, the parser takes the last.
         "--model.width=0.75",

@@ -324,6 +324,9 @@ def test_a_block_takes_some_channels_of_a_map():
 
 NETWORKS = {
     "HPS": lambda: networks.HighPerformanceSqueezeNext(stages=[2, 1, 1, 1], width=0.25),
+    "HPS, nothing unread": lambda: networks.HighPerformanceSqueezeNext(
+        stages=[1, 2, 1, 1], width=0.25, skip_unread=True
+    ),
     "HPS, narrow": lambda: networks.HighPerformanceSqueezeNext(stages=[1, 1, 1, 1], width=0.1),
     "SqueezeNext": lambda: networks.SqueezeNext(stages=[2, 1, 1, 1], width=0.25),
     "ModifiedSqueezeNext": lambda: networks.ModifiedSqueezeNext(stages=[1, 1, 1, 1], width=0.1),

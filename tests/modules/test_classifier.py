@@ -448,6 +448,7 @@ def test_a_record_without_a_trainer_says_which_model_it_is():
                 "activation": "relu",
                 "dropout": 0.0,
                 "inplace": True,
+                "skip_unread": False,
                 "optimizer": _sgd(),
                 "lr_scheduler": None,
                 "label_smoothing": 0.1,

@@ -107,7 +107,7 @@ def test_every_argument_is_a_hyper_parameter(family):
     every = {"num_classes", "activation", "dropout", "inplace", "optimizer", "lr_scheduler"}
     every |= {"label_smoothing", "decay_norm_and_bias"}
     own = {"squeezenet": {"version"}, "squeezed_cnn": set(), "mobilenet": {"width", "resolution"}}
-    assert set(module.hparams) == every | own.get(family, {"stages", "width", "resolution"})
+    assert set(module.hparams) == every | own.get(family, {"stages", "width", "resolution", "skip_unread"})
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,14 @@ NAMES = {
     "nn.init.xavier_uniform_": "0.4",
     "nn.init.zeros_": "1.0",
     "F.interpolate": "0.4.1",  # its "area" and "bilinear" modes too
+    "F.max_pool2d": "0.1",
 }
 # Arguments that those take in PyTorch 1.1: later ones are, say, device, dtype, antialias, generator.
 KEYWORDS = {
     *("kernel_size", "stride", "padding", "groups", "bias", "inplace", "ceil_mode"),
     *("gain", "mean", "std", "mode", "nonlinearity", "size", "align_corners"),
 }
-TENSOR_ATTRIBUTES = {"shape"}
+TENSOR_ATTRIBUTES = {"shape", "stride"}
 
 
 def _dotted(node):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hps_lightning.complexity import count_parameters
+from hps_lightning.complexity import count_macs, count_parameters
 from hps_lightning.networks import HighPerformanceSqueezeNext, ModifiedSqueezeNext, ShallowSqueezeNext, SqueezeNext
 from hps_lightning.networks.squeezenext import SqueezeNextBlock
 from hps_lightning.paper import table5
@@ -461,3 +461,64 @@ def test_images_of_a_batch_do_not_affect_each_other_in_evaluation(network_class)
     together = network(_images(3))
     alone = torch.cat([network(image[None]) for image in _images(3)])
     torch.testing.assert_close(together, alone)
+
+
+SKIPPING = [
+    {"stages": [1, 1, 1, 1], "width": 0.25},
+    {"stages": [1, 2, 3, 1], "width": 0.25, "resolution": 0.7},
+    {"stages": [2, 1, 2, 2], "width": 0.25, "resolution": 1.3},
+    # Too narrow for the first block to need a convolution beside its branch.
+    {"stages": [1, 1, 1, 1], "width": 0.02},
+]
+
+
+def _trained_a_little(network):
+    network.train()
+    for _ in range(3):
+        network(torch.randn(8, 3, 32, 32, dtype=torch.float64))
+    return network.eval()
+
+
+@pytest.mark.parametrize("network_class", ALL)
+@pytest.mark.parametrize("arguments", SKIPPING)
+def test_without_what_no_layer_reads_a_network_answers_the_same(network_class, arguments):
+    whole = _trained_a_little(_seeded(network_class, **arguments).double())
+    skipping = network_class(**arguments, skip_unread=True).double().eval()
+    skipping.load_state_dict(whole.state_dict())
+    images = _images().double()
+    with torch.no_grad():
+        torch.testing.assert_close(skipping(images), whole(images), rtol=1e-9, atol=1e-12)
+        macs = count_macs(skipping)
+        assert macs < count_macs(whole)
+        # It has nothing left to leave out.
+        skipping.skip_unread()
+        assert count_macs(skipping) == macs
+        torch.testing.assert_close(skipping(images), whole(images), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("skip_unread", [False, True])
+@pytest.mark.parametrize("network_class", [SqueezeNext, HighPerformanceSqueezeNext])
+def test_whether_each_pixel_of_each_map_matters(network_class, skip_unread):
+    # An ELU lets every gradient through, a little of it at least.
+    network = _seeded(network_class, stages=[1, 2, 1, 1], width=0.25, activation="elu", skip_unread=skip_unread)
+    network = _trained_a_little(network.double())
+    maps = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, i, output, name=name: maps.setdefault(name, output).retain_grad())
+    network(_images().double()).square().sum().backward()
+    unread = {name for name, values in maps.items() if (values.grad.abs().amax((0, 1)) == 0).any()}
+    last = {
+        f"stage{stage}.{block}.{unit}.conv"
+        for stage, block in ((1, 0), (2, 1), (3, 0))
+        for unit in ("separable1", "separable2", "expand", "shortcut")
+    } - {"stage2.1.shortcut.conv"}  # an identity
+    assert unread == (set() if skip_unread else last)
+
+
+def test_a_third_of_hps_06_1x_is_never_read():
+    whole, skipping = (
+        _on_meta(HighPerformanceSqueezeNext, stages=[1, 1, 1, 1], skip_unread=skip).to_empty(device="cpu")
+        for skip in (False, True)
+    )
+    assert count_macs(skipping) / count_macs(whole) == pytest.approx(0.62, abs=0.01)

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions beside them: fewer operations, the same answers.
+"""Batch norms folded into the convolutions beside them, and what no layer reads left out: the same answers.
 
 HPS normalises after the activation: y = scale * relu(z) + offset, channel by channel. There is
 no convolution before the norm to fold it into, but there is one after it that can take it
@@ -29,6 +29,9 @@ def fold(network, complete=True):
     """
     # In double precision, so that what is rounded is rounded once.
     folded = copy.deepcopy(network).double().eval()
+    # The SqueezeNext family alone has layers that nothing reads in part.
+    if hasattr(folded, "skip_unread"):
+        folded.skip_unread()
     with torch.no_grad():
         if getattr(folded, "norm_last", False):
             _fold_norm_last(folded, complete)
