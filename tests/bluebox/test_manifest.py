@@ -32,6 +32,7 @@ def test_manifest(classifier, tmp_path):
                 "activation": "relu",
                 "dropout": 0.0,
                 "inplace": True,
+                "skip_unread": False,
             },
         },
         "input": {
