@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from hps_lightning.callbacks.signals import StopSignals
 from hps_lightning.checkpoint import read_checkpoint, save_weights
@@ -87,7 +88,8 @@ class BestCheckpoint(_MovableCheckpoint):
     def _is_taken_along(self, trainer: Trainer, state: dict[str, Any], path: str) -> bool:
         """Copies the best one from beside the checkpoint that the training goes on from, if it is the same one."""
         source = Path(trainer.ckpt_path).with_name(Path(path).name)
-        if "://" in path or not source.is_file():
+        # Evaluations restore callbacks too, and those without a logger have a `checkpoints/` that is no run's.
+        if trainer.state.fn != TrainerFn.FITTING or "://" in path or not source.is_file():
             return False
         try:
             metrics = read_checkpoint(source)[RECORD_KEY].get("metrics")

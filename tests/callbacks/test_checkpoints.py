@@ -127,6 +127,15 @@ def test_a_best_one_that_is_lost_gives_way_to_the_best_from_then_on(tmp_path, ca
     assert ("is not taken along" in capsys.readouterr().err) == (change is spoil)
 
 
+def test_an_evaluation_elsewhere_copies_nothing(tmp_path):
+    run(tmp_path / "begun", [0.9])
+    kept = (BestCheckpoint(), LastCheckpoint(), WeightsCheckpoint())
+    trainer = tiny_trainer(tmp_path / "elsewhere", *kept, enable_checkpointing=True, logger=False)
+    last = str(tmp_path / "begun" / CHECKPOINTS / "last.ckpt")
+    trainer.validate(tiny([0.9]), datamodule=TinyData(), ckpt_path=last, weights_only=True, verbose=False)
+    assert not list((tmp_path / "elsewhere").rglob("*.ckpt"))
+
+
 def test_weights_that_cannot_be_written_do_not_end_a_training_badly(tmp_path, capsys):
     (tmp_path / CHECKPOINTS / "weights.ckpt").mkdir(parents=True)
     trainer = run(tmp_path, [0.9])
