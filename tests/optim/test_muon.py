@@ -37,6 +37,21 @@ def test_a_zero_gradient_moves_nothing():
     assert torch.equal(orthogonalise(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
+def test_a_gradient_that_is_no_number_stays_none():
+    assert orthogonalise(torch.full((2, 3, 4), torch.nan)).isnan().all()
+
+
+def test_subnormal_rows_of_a_dead_channel_count_as_zero():
+    # Intel's processors are slow at them.
+    momentum = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
+    dead = momentum.clone()
+    dead[:, 3] = 0
+    momentum[:, 3] = 5e-45
+    result = orthogonalise(momentum)
+    assert (result[:, 3] == 0).all()
+    assert torch.equal(result, orthogonalise(dead))
+
+
 def test_convolutions_move_by_orthogonal_updates_of_their_nesterov_momentum():
     network = _network()
     expected = {name: p.detach().clone() for name, p in network.named_parameters() if p.ndim == 4}
