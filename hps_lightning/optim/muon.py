@@ -74,7 +74,7 @@ def _in_order(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 class MuonWithAuxAdam(Optimizer):
-    """Muon for the weights of convolutions, AdamW for all other parameters: the source's name for the pair.
+    """Muon for the weights of convolutions, Adam for all other parameters: the source's name for the pair.
 
     Args:
         params: parameters or groups of them; those of four dimensions are convolutions'.
@@ -83,8 +83,8 @@ class MuonWithAuxAdam(Optimizer):
         weight_decay: decoupled, of the convolutions' weights alone.
         steps: of the iteration that orthogonalises.
         other_lr: learning rate of the other parameters over that of the convolutions.
-        betas: of AdamW.
-        eps: of AdamW.
+        betas: of Adam.
+        eps: of Adam.
     """
 
     def __init__(
