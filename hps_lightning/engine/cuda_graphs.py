@@ -22,6 +22,17 @@ _WARM_UP = 3
 # What callbacks set on a module to change how it computes.
 _SETTINGS = ("training", "momentum", "resolution", "p")
 
+_KNOWN_MODULES = ("torch.nn.modules.", "hps_lightning.networks.")
+
+
+def passes_repeat(network: nn.Module) -> bool:
+    """Whether every training pass of a network launches the same kernels, as a graph of them does.
+
+    Known of what consists of PyTorch's modules and of this package's: a module of somebody else's may decide something
+    in Python, which a graph would repeat as it was when it was recorded.
+    """
+    return all(type(module).__module__.startswith(_KNOWN_MODULES) for module in network.modules())
+
 
 class Replayed:
     """A function of tensors on one GPU, replayed as a graph wherever it is given tensors of the same shapes again.

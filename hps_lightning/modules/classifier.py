@@ -21,7 +21,9 @@ from hps_lightning.engine import (
     NativeUnavailableError,
     eager,
     keep_freed_memory,
+    passes_repeat,
 )
+from hps_lightning.engine.hooks import hooked
 from hps_lightning.errors import UserError
 from hps_lightning.modules.metrics import ImageMean
 from hps_lightning.optim import TrainingLength, build_optimizer, build_schedule, spans_training
@@ -119,6 +121,9 @@ class ImageClassifier(LightningModule):
         # A training that goes on inside an epoch starts none.
         self._logged_training, self._validated, self._validated_at = False, False, None
         self._begun_steps = {}
+        # What a training or an evaluation left that an error broke off: another trainer would add to it.
+        for metric in (*self.train_metrics.values(), self.val_metrics, self.test_metrics, *self.losses.values()):
+            metric.reset()
         device = self.trainer.strategy.root_device.type
         if stage != "fit" or device not in ("cpu", "cuda"):
             return
@@ -129,9 +134,9 @@ class ImageClassifier(LightningModule):
         elif device == "cpu":
             self._prepare_fused()
         # Several processes share gradients while the backward pass goes on.
-        elif isinstance(self.trainer.strategy, SingleDeviceStrategy):
+        elif isinstance(self.trainer.strategy, SingleDeviceStrategy) and passes_repeat(self.network):
             self.graphed = GraphedTraining(self.network)
-            if self.trainer.accumulate_grad_batches == 1:
+            if self._replays():
                 self.kernels = "PyTorch's, in CUDA graphs"
 
     def teardown(self, stage: str) -> None:
@@ -146,9 +151,18 @@ class ImageClassifier(LightningModule):
         except NativeUnavailableError as error:
             self.kernels = f"PyTorch's, which are slower ({error})"
 
+    def _replays(self) -> bool:
+        """Whether a training pass may be the network's alone, and from a graph."""
+        return (
+            # Gradients of several batches cannot add up where each backward pass writes.
+            self.trainer.accumulate_grad_batches == 1
+            # A subclass's own forward, and what listens to it, are no part of a graph.
+            and type(self).forward is ImageClassifier.forward
+            and not hooked(self)
+        )
+
     def _training_logits(self, images: Tensor) -> Tensor:
-        # Gradients of several batches cannot add up where each backward pass writes.
-        if self.graphed and self.trainer.accumulate_grad_batches == 1 and torch.is_grad_enabled():
+        if self.graphed and self._replays() and torch.is_grad_enabled():
             return self.graphed(images.contiguous(memory_format=torch.channels_last))
         fast: AbstractContextManager[None] = self.fused.applied() if self.fused else nullcontext()
         with fast:

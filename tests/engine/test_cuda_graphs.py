@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hps_lightning import zoo
-from hps_lightning.engine import GraphedTraining, Replayed, cuda_graphs
+from hps_lightning.engine import GraphedTraining, Replayed, cuda_graphs, passes_repeat
+from hps_lightning.modules import CLASSIFIERS
 from hps_lightning.optim import MuonWithAuxAdam
 
 GPU = torch.cuda.is_available()
@@ -89,6 +90,19 @@ def train(net, forward, sizes=(16, 16, 16, 16, 5, 16, 16, 16), mixed=GPU, side=3
         if after:
             after(step)
     return losses
+
+
+@pytest.mark.parametrize("variant", zoo.ZOO.values(), ids=zoo.ZOO)
+def test_the_passes_of_our_networks_repeat(variant):
+    assert passes_repeat(CLASSIFIERS[variant.family](num_classes=10, **variant.arguments).network)
+
+
+def test_what_somebody_elses_module_decides_in_python_is_not_known_to_repeat():
+    class DropsItself(nn.Identity):
+        pass
+
+    assert passes_repeat(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity()))
+    assert not passes_repeat(nn.Sequential(nn.Conv2d(3, 4, 1), DropsItself()))
 
 
 def both_ways(make=network, **options):

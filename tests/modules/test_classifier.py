@@ -543,23 +543,53 @@ def test_the_variable_holds_for_each_training(monkeypatch):
     assert (module.fused, module.kernels) == (None, "PyTorch's (HPS_EAGER is set)")
 
 
+class Graphs(Callback):
+    """Stands where a GPU's graphs would, and counts."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.calls, self.network, pl_module.graphed = 0, pl_module.network, self
+
+    def __call__(self, images):
+        self.calls += 1
+        return self.network(images)
+
+
 @pytest.mark.parametrize(("batches", "graphed"), [(1, True), (2, False)])
 def test_gradients_that_add_up_go_without_graphs(batches, graphed):
-    class Graphs(Callback):
-        calls = 0
-
-        def on_train_start(self, trainer, pl_module):
-            pl_module.graphed = self
-
-        def __call__(self, images):
-            self.calls += 1
-            return module.network(images)
-
     module, graphs = _linear(), Graphs()
     trainer = _trainer(max_epochs=1, accumulate_grad_batches=batches, callbacks=[graphs])
     trainer.fit(module, _loader())
     assert graphs.calls == (trainer.num_training_batches if graphed else 0)
     assert module.graphed is None
+
+
+class Scaled(ImageClassifier):
+    def forward(self, images):
+        return super().forward(images) / 2
+
+
+@pytest.mark.parametrize("own", ["forward", "hook"])
+def test_what_a_graph_of_the_network_would_leave_out_goes_without_graphs(own):
+    module, graphs = _linear(), Graphs()
+    if own == "forward":
+        module.__class__ = Scaled
+    else:
+        module.register_forward_hook(lambda *_: None)
+    _trainer(max_epochs=1, callbacks=[graphs]).fit(module, _loader())
+    assert graphs.calls == 0
+
+
+def test_a_training_that_an_error_broke_off_leaves_nothing_to_the_next():
+    class Breaks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise OSError("the disk is full")
+
+    module, clean = _linear(optimizer=_sgd(lr=0.0)), _trainer(max_epochs=1)
+    with pytest.raises(OSError, match="the disk is full"):
+        _trainer(max_epochs=1, callbacks=[Breaks()]).fit(module, _loader(batch_size=3))
+    clean.fit(module, _loader())
+    expected = F.cross_entropy(module(_data()[0]), _data()[1])
+    torch.testing.assert_close(clean.callback_metrics["train/loss"], expected.detach())
 
 
 def test_without_a_compiler_it_trains_and_says_why(monkeypatch):
