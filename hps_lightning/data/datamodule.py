@@ -145,6 +145,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: ``overfit_batches`` is set, or a batch is not to be shared by several processes alike.
         """
+        self._check_eval_batch_size(trainer)
         rest = self.batch_size % trainer.world_size
         if rest:
             fewer = [str(self.batch_size - rest)] if self.batch_size > rest else []
@@ -158,6 +159,13 @@ class ImageDataModule(LightningDataModule):
                 f"trainer.overfit_batches {trainer.overfit_batches}: batches here come from a sampler of their own, "
                 "which Lightning would replace. Take trainer.limit_train_batches instead, with every augmentation off "
                 "for the same images in each epoch."
+            )
+
+    def _check_eval_batch_size(self, trainer: Trainer) -> None:
+        if self.eval_batch_size < trainer.world_size:
+            raise UserError(
+                f"data.eval_batch_size {self.eval_batch_size} leaves some of {trainer.world_size} processes without an "
+                f"image; take at least {trainer.world_size}."
             )
 
     def prepare_data(self) -> None:
@@ -290,6 +298,8 @@ class ImageDataModule(LightningDataModule):
         return loader
 
     def _eval_loader(self, batches: ImageBatches) -> DataLoader:
+        if self.trainer is not None:
+            self._check_eval_batch_size(self.trainer)
         return self._loader(batches, self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

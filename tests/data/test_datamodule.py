@@ -166,6 +166,18 @@ def test_a_batch_is_shared_alike(batch_size, processes, sizes):
         )
 
 
+def test_each_process_evaluates_an_image_of_each_batch():
+    data = ImageDataModule("digits", eval_batch_size=3)
+    processes = SimpleNamespace(world_size=4, overfit_batches=0)
+    with pytest.raises(UserError, match=r"^data\.eval_batch_size 3 leaves some of 4 processes .*; take at least 4\.$"):
+        data.check_trainer(processes)
+    data.setup("test")
+    data.trainer = processes
+    with pytest.raises(UserError, match=r"^data\.eval_batch_size 3 "):
+        data.test_dataloader()
+    ImageDataModule("digits", eval_batch_size=4).check_trainer(processes)
+
+
 def test_a_data_set_of_ones_own_is_read_by_its_own_description(tmp_path):
     made = made_dataset()
     root = made.write_parquet(tmp_path / "root")
