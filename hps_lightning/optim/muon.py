@@ -157,8 +157,7 @@ class MuonWithAuxAdam(Optimizer):
         if not parameters:
             return
         beta1, beta2 = group["betas"]
-        # Of the group: all its parameters have taken the same number of steps, but for frozen ones.
-        group["other_steps"] = taken = group.get("other_steps", 0) + 1
+        taken = [self._count_step(parameter, group) for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters]
         means = [self._buffer(parameter, "mean") for parameter in parameters]
         squares = [self._buffer(parameter, "square") for parameter in parameters]
@@ -166,14 +165,22 @@ class MuonWithAuxAdam(Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         sizes = torch._foreach_sqrt(squares)
-        torch._foreach_div_(sizes, (1 - beta2**taken) ** 0.5)
+        torch._foreach_div_(sizes, [(1 - beta2**steps) ** 0.5 for steps in taken])
         torch._foreach_add_(sizes, group["eps"])
         rate = group["lr"] * group["other_lr"]
-        torch._foreach_addcdiv_(parameters, means, sizes, -rate / (1 - beta1**taken))
+        torch._foreach_addcdiv_(parameters, means, sizes, [-rate / (1 - beta1**steps) for steps in taken])
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch's, without graphs, which no file and no copy can hold."""
         return {**super().__getstate__(), "_replayed": {}}
+
+    def _count_step(self, parameter: Tensor, group: dict[str, Any]) -> int:
+        """One more step of a parameter; each has its own number, as one that was frozen at first begins later."""
+        state = self.state[parameter]
+        # Checkpoints of earlier versions have the group's.
+        before = state.get("steps", group.get("other_steps", 0) if state else 0)
+        state["steps"] = before + 1
+        return state["steps"]
 
     def _buffer(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]

@@ -85,6 +85,41 @@ def test_all_other_parameters_move_as_with_adamw():
         torch.testing.assert_close(ours_p, reference_p)
 
 
+def test_a_norm_that_was_frozen_at_first_begins_as_with_adam():
+    network = _network()
+    norm, late = network[1], copy.deepcopy(network[1])
+    ours = MuonWithAuxAdam(network.parameters(), lr=0.2, other_lr=0.1)
+    adam = torch.optim.Adam(late.parameters(), lr=0.02)
+    for seed in range(6):
+        _with_gradients(network, seed)
+        if seed < 3:
+            norm.weight.grad = norm.bias.grad = None
+        else:
+            late.weight.grad, late.bias.grad = norm.weight.grad.clone(), norm.bias.grad.clone()
+            adam.step()
+        ours.step()
+    torch.testing.assert_close(norm.state_dict(), late.state_dict())
+
+
+def test_a_checkpoint_that_counts_steps_by_group_goes_on():
+    network = _network()
+    optimizer = MuonWithAuxAdam(network.parameters())
+    for seed in range(3):
+        _with_gradients(network, seed)
+        optimizer.step()
+    earlier = copy.deepcopy(optimizer.state_dict())
+    for state in earlier["state"].values():
+        state.pop("steps", None)
+    earlier["param_groups"][0]["other_steps"] = 3
+    copied = copy.deepcopy(network)
+    going_on = MuonWithAuxAdam(copied.parameters())
+    going_on.load_state_dict(earlier)
+    for net, one in ((network, optimizer), (copied, going_on)):
+        _with_gradients(net, 3)
+        one.step()
+    torch.testing.assert_close(copied.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
 def test_weight_decay_shrinks_convolutions_alone():
     network = _network()
     before = copy.deepcopy(network)
