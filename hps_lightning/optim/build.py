@@ -144,7 +144,16 @@ def build_optimizer(
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         spared = [parameter for parameter in parameters if parameter.ndim <= 1]
         parameters = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    return _call(found, parameters, spec=spec, **ours)
+    optimizer = _call(found, parameters, spec=spec, **ours)
+    optimizer.register_load_state_dict_post_hook(_keep_kernels)
+    return optimizer
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer) -> None:
+    # A checkpoint's groups bring the choice that suited the device and the trainer that it was made with.
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = optimizer.defaults["fused"]
 
 
 def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:

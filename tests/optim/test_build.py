@@ -295,3 +295,15 @@ def test_adagrad_is_fused_on_a_cpu_alone():
     assert not build_optimizer(elsewhere, spec, fused=True).defaults["fused"]
     assert build_optimizer(nn.Linear(2, 2), spec, fused=True).defaults["fused"]
     assert build_optimizer(elsewhere, {**spec, "class_path": "SGD"}, fused=True).defaults["fused"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_checkpoint_does_not_bring_the_kernels_of_another_device(made):
+    network = nn.Linear(3, 2)
+    network(torch.ones(1, 3)).sum().backward()
+    saved = build_optimizer(network, _spec("Adagrad", lr=0.1), fused=made)
+    saved.step()
+    going_on = build_optimizer(network, _spec("Adagrad", lr=0.1), fused=not made)
+    going_on.load_state_dict(saved.state_dict())
+    assert bool(going_on.param_groups[0]["fused"]) is not made
+    going_on.step()
