@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hps_lightning.bluebox.manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGHTS_FILE, describe, refuse_other_images
-from hps_lightning.bluebox.staging import destination, staged_directory, write_file
+from hps_lightning.bluebox.staging import destination, refuse_others, staged_directory, write_file
 from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
 from hps_lightning.errors import UserError, say_trouble
@@ -40,7 +40,12 @@ _GOLDEN_IMAGES = 8
 _GOLDEN_FRAME = (75, 100)
 
 
-def export_weights(weights: Mapping[str, Tensor], directory: str | os.PathLike, manifest: Mapping[str, Any]) -> Path:
+def export_weights(
+    weights: Mapping[str, Tensor],
+    directory: str | os.PathLike,
+    manifest: Mapping[str, Any],
+    network: nn.Module | None = None,
+) -> Path:
     """Writes weights with their manifest, both or neither.
 
     An earlier export in ``directory`` stays as it is until the new one is complete. Should the
@@ -51,6 +56,7 @@ def export_weights(weights: Mapping[str, Tensor], directory: str | os.PathLike, 
         weights: a state dict; see :func:`board_weights` for what becomes of it.
         directory: where ``weights.pt`` and ``manifest.json`` are put; made if missing.
         manifest: what :func:`describe` returns.
+        network: whose weights they are; see :func:`board_weights`.
 
     Returns:
         The directory.
@@ -59,7 +65,7 @@ def export_weights(weights: Mapping[str, Tensor], directory: str | os.PathLike, 
         UserError: a weight is not finite, the directory cannot be written, or it holds other
             files, which replacing it would delete.
     """
-    content = legacy_file(board_weights(weights))
+    content = legacy_file(board_weights(weights, network))
     manifest = {**manifest, "weights": {"file": WEIGHTS_FILE, **_identity(content)}}
     return _write({WEIGHTS_FILE: content}, manifest, directory)
 
@@ -101,7 +107,7 @@ def export_bundle(
     refuse_other_images(manifest)
     manifest["network"]["folded"] = folded
     manifest["formats"] = list(formats)
-    weights = board_weights(weights)
+    weights = board_weights(weights, network)
     content = legacy_file(weights)
     source = Path(inspect.getfile(type(bare_network(network))))
     if source.name in BOARD_FILES:
@@ -159,14 +165,31 @@ def refuse_full_directory(directory: str | os.PathLike) -> None:
         raise UserError(f"{path} is not empty; choose another folder, or replace an earlier export: --replace.")
 
 
+def refuse_other_files(directory: str | os.PathLike, network: nn.Module) -> None:
+    """Refuses a folder with files that no export of ``network`` may replace.
+
+    Raises:
+        UserError: it holds such, or it cannot be read; or see
+            :func:`~hps_lightning.bluebox.staging.destination`.
+    """
+    path = destination(directory)
+    refuse_others(
+        path, _replaceable(path, [os.path.basename(inspect.getfile(type(bare_network(network))))]), "an export"
+    )
+
+
+def _replaceable(directory: Path, names: Iterable[str]) -> set[str]:
+    """What an export of files of these names may replace."""
+    return {*_exported_names(), *names, *_earlier_names(directory)}
+
+
 def _identity(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: str | os.PathLike) -> Path:
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    names = {*_exported_names(), *files, *_earlier_names(destination(directory))}
-    with staged_directory(directory, names) as folder:
+    with staged_directory(directory, _replaceable(destination(directory), files)) as folder:
         for name, content in files.items():
             write_file(folder / name, content)
         write_file(folder / MANIFEST_FILE, text.encode())

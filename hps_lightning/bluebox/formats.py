@@ -56,7 +56,9 @@ def compare_formats(
     Raises:
         UserError: a model is none that onnxruntime runs.
     """
-    rows: list[dict[str, Any]] = [{"format": PYTORCH, "bytes": len(legacy_file(board_weights(network.state_dict())))}]
+    rows: list[dict[str, Any]] = [
+        {"format": PYTORCH, "bytes": len(legacy_file(board_weights(network.state_dict(), network)))}
+    ]
     rows += [{"format": name, "bytes": len(model)} for name, model in models.items()]
     with _on_cpu(network, threads, folded) as evaluate:
         runs: list[tuple[Callable[[np.ndarray], np.ndarray], bool]] = [(evaluate, False)]

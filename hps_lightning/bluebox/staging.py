@@ -58,7 +58,7 @@ def staged_directory(
         UserError: ``directory`` cannot be written (see :func:`destination`), or it holds something else.
     """
     directory = destination(directory)
-    _refuse_others(directory, names, content)
+    refuse_others(directory, names, content)
     aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     try:
         aside.mkdir(parents=True)
@@ -70,7 +70,12 @@ def staged_directory(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_others(directory: Path, names: Collection[str], content: str) -> None:
+def refuse_others(directory: Path, names: Collection[str], content: str) -> None:
+    """Refuses a folder that holds anything but files of ``names`` and what is left in any folder.
+
+    Raises:
+        UserError: it does, or it cannot be read.
+    """
     try:
         others = [path.name for path in directory.iterdir() if path.name not in (*names, *_INCIDENTAL)]
     except FileNotFoundError:

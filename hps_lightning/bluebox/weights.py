@@ -1,7 +1,7 @@
 """A network's weights as the board's PyTorch 1.1 reads them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +22,37 @@ def bare_network(network: nn.Module) -> nn.Module:
             return network
 
 
-def board_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def board_weights(state_dict: Mapping[str, Tensor], network: nn.Module | None = None) -> dict[str, Tensor]:
     """A copy of a state dict as PyTorch 1.1 on a CPU takes it.
 
     Args:
         state_dict: of a network, or of a module that wraps one.
+        network: whose weights they are, wrapped or bare. Without it, what all names begin with counts as a wrapper,
+            though it may be a part of the network.
 
     Returns:
-        Contiguous CPU tensors, floating-point ones as float32, under the bare network's names:
-        without ``module.``, ``model.`` or ``network.`` in front, and without ``_orig_mod.``.
+        Contiguous CPU tensors, floating-point ones as float32 and all others as int64, under the bare network's
+        names: without ``module.``, ``model.`` or ``network.`` in front, and without ``_orig_mod.``.
     """
-    weights = {key.replace("_orig_mod.", ""): _board_tensor(value) for key, value in state_dict.items()}
+    weights = {_plain_name(key): _board_tensor(value) for key, value in state_dict.items()}
+    own = None if network is None else set(map(_plain_name, bare_network(network).state_dict()))
     # A prefix that only some keys have is a part of the network, not a wrapper.
-    while weights and (prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in weights)), None)):
+    while weights and set(weights) != own and (prefix := _common_prefix(weights)):
         weights = {key[len(prefix) :]: value for key, value in weights.items()}
     return weights
 
 
+def _common_prefix(names: Iterable[str]) -> str | None:
+    return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
+
+
+def _plain_name(key: str) -> str:
+    return key.replace("_orig_mod.", "")
+
+
 def _board_tensor(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    # The two that a board reads; a buffer of truth values, say, takes them from there.
+    dtype = torch.float32 if tensor.is_floating_point() else torch.int64
     # Training runs channels-last; a clone, since contiguous() keeps the strides of sides of length 1.
     return tensor.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from hps_lightning.bluebox import bare_network, board_weights, describe, export_bundle, export_weights
+from hps_lightning.bluebox import board_weights, describe, export_bundle, export_weights
 from hps_lightning.errors import UserError
 from hps_lightning.modules.classifier import ImageClassifier
 
@@ -73,7 +73,7 @@ class Export(Callback):
     ) -> None:
         """Copies the weights that are validated; callbacks that average weights put others back afterwards."""
         if batch_idx == dataloader_idx == 0 and trainer.is_global_zero and _validates_training(trainer):
-            self._validated = board_weights(bare_network(pl_module.network).state_dict())
+            self._validated = board_weights(pl_module.network.state_dict(), pl_module.network)
 
     def on_validation_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Writes ``best/`` if this epoch is the best so far."""
@@ -117,7 +117,7 @@ class Export(Callback):
         if not self._trained and os.path.exists(self._root / "last"):
             # Resumed from where it had ended: what is there says more than could be said now.
             return None
-        weights = board_weights(bare_network(pl_module.network).state_dict())
+        weights = board_weights(pl_module.network.state_dict(), pl_module.network)
         # The newest accuracy need not be that of these weights: not every epoch validates.
         metric = METRIC if METRIC in record["metrics"] and _same(weights, self._validated) else None
         # Lightning has counted on to the next epoch by now.
@@ -137,7 +137,9 @@ class Export(Callback):
             if self.bundle:
                 export_bundle(pl_module.network, weights, self._root / name, record, metric)
             else:
-                export_weights(weights, self._root / name, describe(pl_module.network, record, metric))
+                export_weights(
+                    weights, self._root / name, describe(pl_module.network, record, metric), pl_module.network
+                )
         except UserError as error:
             return str(error)
         return None

@@ -16,6 +16,7 @@ from hps_lightning.bluebox import (
     destination,
     export_bundle,
     refuse_full_directory,
+    refuse_other_files,
 )
 from hps_lightning.bluebox.formats import PYTORCH, compare_formats, formats_table
 from hps_lightning.bluebox.manifest import refuse_other_images
@@ -93,6 +94,7 @@ def run_export(argv: list[str]) -> int:
     refuse_not_finite(network.state_dict())
     manifest = describe(network, record)
     refuse_other_images(manifest)
+    refuse_other_files(arguments.output, network)
     models: dict[str, bytes] = {}
     if "onnx" in arguments.formats:
         models[_FLOAT32] = export_onnx(network, manifest, arguments.preprocessing, arguments.fold)

@@ -166,9 +166,9 @@ def own(tmp_path):
     """Makes a classifier of a network out of a file of the user's own."""
     made = set()
 
-    def make(file):
+    def make(file, code=OWN):
         path = tmp_path / file
-        path.write_text(OWN)
+        path.write_text(code)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         made.add(path.stem)
@@ -193,6 +193,17 @@ def test_a_bundle_of_ones_own_network_is_replaced_like_any(own, classifier, tmp_
     (tmp_path / "bundle" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis\.tex"):
         make_bundle(classifier, tmp_path / "bundle")
+
+
+MASKED = OWN.replace("self.head = ", "self.register_buffer('seen', torch.ones(3) > 0)\n        self.head = ")
+MASKED = MASKED.replace("images.mean((2, 3))", "images.mean((2, 3)) * self.seen.float()")
+
+
+@pytest.mark.parametrize("code", [OWN.replace("self.head", "self.network"), MASKED], ids=["one part", "a mask"])
+def test_a_bundle_of_ones_own_network_answers_where_it_lies(own, tmp_path, code):
+    make_bundle(own("my_net.py", code), tmp_path / "bundle")
+    checked = subprocess.run([sys.executable, tmp_path / "bundle" / "selftest.py"], capture_output=True, text=True)
+    assert checked.stdout.endswith("selftest: passed\n"), checked.stderr
 
 
 def test_a_network_that_does_not_run_or_whose_file_has_gone_is_one_error(own, tmp_path):

@@ -1,6 +1,7 @@
 """Folded networks give the same logits, whatever the batch norms have learnt."""
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_under_autocast_a_folded_network_computes_in_bf16_throughout():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         folded(torch.randn(2, 3, 32, 32))
     assert given == [torch.bfloat16] * len(ceilings)
+
+
+@pytest.mark.parametrize("parts", [
+    (nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)),
+    (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+    (nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)),
+])  # fmt: skip
+def test_what_only_has_the_names_of_a_unit_stays(parts):
+    conv, norm = parts
+    unit = nn.Sequential(OrderedDict(conv=conv, norm=norm, activation=nn.ReLU())).eval()
+    images = torch.randn(2, conv.in_channels, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(unit)(images), unit(images))
 
 
 def test_the_network_itself_stays_as_it_is():

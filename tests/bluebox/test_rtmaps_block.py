@@ -172,11 +172,18 @@ def test_grey_frames(started, answer, shape, named):
     np.testing.assert_allclose(written["probabilities"][1], answer(np.repeat(grey, 3, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize("named", ["NV12", b"i420\0", "YV12", "BayerRG8"])
+@pytest.mark.parametrize("named", ["NV12", b"i420\0", "YV12", "BayerRG8", "RGGB", "yuv420p", "YUV_420", "P010"])
 def test_colours_in_one_channel_are_no_grey(started, standin, named):
     assert started().step(0, data=image(noise(48, 32, 1), named)) == {}
     (report,) = standin.reports("error")
     assert "planar YUV and Bayer are not taken" in report
+
+
+@pytest.mark.parametrize(("named", "order", "channels"), [("YUY2", "YUYV", 2), ("UYVY", "UYVY", 2), ("YUV", "YUV", 3)])
+def test_colours_that_lie_in_one_channel_are_no_grey_either(started, standin, named, order, channels):
+    assert started().step(0, data=image(noise(32, 64, 1), named)) == {}
+    (report,) = standin.reports("error")
+    assert f"a {order} frame has {channels} channels, this one 1" in report
 
 
 @pytest.mark.parametrize(("order", "channels"), [("YUV", 3), ("YUYV", 2), ("UYVY", 2)])

@@ -46,6 +46,19 @@ def test_the_names_are_the_bare_networks(classifier, prefix):
     assert list(board_weights({prefix + name: value for name, value in state.items()})) == list(state)
 
 
+@pytest.mark.parametrize("wrapper", ["", "module.", "network._orig_mod."])
+def test_a_networks_only_part_keeps_its_name_where_the_network_is_known(wrapper):
+    network = nn.Module()
+    network.network = nn.Linear(2, 3)
+    state = {wrapper + name: value for name, value in network.state_dict().items()}
+    assert list(board_weights(state, network)) == ["network.weight", "network.bias"]
+
+
+def test_truth_values_become_what_a_board_reads():
+    (mask,) = board_weights({"mask": torch.tensor([True, False])}).values()
+    assert mask.equal(torch.tensor([1, 0]))
+
+
 def test_a_networks_own_part_called_model_keeps_its_name():
     assert list(board_weights({"model.weight": torch.ones(1), "head.weight": torch.ones(1)})) == [
         "model.weight",

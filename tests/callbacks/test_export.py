@@ -221,11 +221,11 @@ def test_a_directory_that_can_be_none_costs_no_training(tmp_path, monkeypatch, d
 
 
 def test_a_best_that_could_not_be_written_is_written_later(tmp_path, monkeypatch):
-    def fails_once(weights, directory, manifest, failed=[]):  # noqa: B006 (remembers the failure)
+    def fails_once(weights, directory, manifest, network, failed=[]):  # noqa: B006 (remembers the failure)
         if not failed:
             failed.append(True)
             raise export.UserError(f"{directory} cannot be written: disk full")
-        return export_weights(weights, directory, manifest)
+        return export_weights(weights, directory, manifest, network)
 
     monkeypatch.setattr(export, "export_weights", fails_once)
     watch = Watch(bluebox(tmp_path) / "best")

@@ -117,7 +117,7 @@ def test_without_images_onnx_is_written_unmeasured_and_int8_refused(hps, checkpo
     assert "- `network.onnx` takes `images` (uint8, N x 32 x 32 x 3, RGB) and gives `probabilities`.\n" in text
 
 
-def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkpoint, tmp_path):
+def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkpoint, tmp_path, monkeypatch):
     call = ("export", "--ckpt_path", checkpoint, "--output", "bundle", "--formats", "pytorch")
     assert hps(*call)[0] == 0
     (tmp_path / "bundle" / "network.onnx").write_text("of an earlier export")
@@ -130,6 +130,8 @@ def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkp
     assert hps(*call, "--replace")[0] == 0
     assert "network.onnx" not in files(tmp_path / "bundle")
     (tmp_path / "bundle" / "thesis.tex").write_text("years of work")
+    # Before the work, which would have been lost.
+    monkeypatch.setattr("hps_lightning.cli.export.export_bundle", None)
     status, _, err = hps(*call, "--replace")
     assert status == 2
     assert "thesis.tex" in err

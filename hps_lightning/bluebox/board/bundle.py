@@ -223,7 +223,9 @@ def _load_weights(network, weights):
             raise ValueError("{} is missing".format(name))
         if name not in own:
             raise ValueError("{!r} is none of its weights".format(name))
-        if own[name].shape != weights[name].shape or own[name].dtype != weights[name].dtype:
+        # Files hold these two alone; a buffer of truth values, say, takes them from there.
+        stored = torch.float32 if own[name].dtype.is_floating_point else torch.int64
+        if own[name].shape != weights[name].shape or weights[name].dtype != stored:
             raise ValueError(
                 "{} is {} {}, the network's is {} {}".format(
                     name, weights[name].dtype, tuple(weights[name].shape), own[name].dtype, tuple(own[name].shape)

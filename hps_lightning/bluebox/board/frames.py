@@ -16,7 +16,8 @@ FITS = ("stretch", "crop", "off")
 _CHANNELS = {"GRAY": 1, "YUYV": 2, "UYVY": 2, "RGB": 3, "BGR": 3, "YUV": 3, "RGBA": 4, "BGRA": 4}
 _PLAIN = ("GRAY", "RGB", "BGR", "RGBA", "BGRA")
 _SYNONYMS = {"GREY": "GRAY", "MONO": "GRAY", "Y": "GRAY", "YUY2": "YUYV"}
-_MOSAICS = ("NV12", "NV21", "I420", "IYUV", "YV12", "YU12", "BAYER")
+_MOSAICS = ("NV12", "NV21", "I420", "IYUV", "YV12", "YU12", "P010", "YUV4", "YUV_4", "BAYER")
+_MOSAICS += ("RGGB", "BGGR", "GRBG", "GBRG")
 # No camera's; a header gone wrong is refused before its size takes the memory.
 _LARGEST_SIDE = 32768
 _MOST_PIXELS = 1 << 26

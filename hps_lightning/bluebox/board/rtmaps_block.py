@@ -241,7 +241,8 @@ class _Work(object):
         if frame.ndim == 2 or frame.shape[2] == 1:
             if self.frames.is_mosaic(named):
                 raise self.frames.FrameError("planar YUV and Bayer are not taken: {}".format(_shown(named)))
-            return "GRAY"
+            # Without a name it is grey; under that of colours it has too few channels.
+            return self.frames.channel_order(named) or "GRAY"
         order = self.frames.channel_order(named)
         if order is None:
             raise self.frames.FrameError(
