@@ -82,6 +82,11 @@ class BestCheckpoint(_MovableCheckpoint):
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the state where there still is validation: without it, an earlier best would pass for this one's."""
+        if self.save_top_k:
+            super().load_state_dict(state_dict)
+
     def _is_kept(self, trainer: Trainer, state: dict[str, Any], path: str) -> bool:
         return super()._is_kept(trainer, state, path) or self._is_taken_along(trainer, state, path)
 
@@ -260,9 +265,11 @@ class WeightsCheckpoint(Callback):
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The checkpoint of the best value of a metric, or None if none was kept."""
+    # Those that the user added, by another metric perhaps, decide where there is none of ours.
+    callbacks = sorted(trainer.checkpoint_callbacks, key=lambda callback: not isinstance(callback, BestCheckpoint))
     paths = [
         callback.best_model_path
-        for callback in trainer.checkpoint_callbacks
+        for callback in callbacks
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
     ]
     return _first_written(trainer, paths)
@@ -271,7 +278,9 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 def last_checkpoint(trainer: Trainer) -> str | None:
     """The newest checkpoint that was saved whatever the metrics, or None if there is none."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [callback.last_model_path for callback in callbacks]
+    # As with the best: ours first.
+    paths = [callback.best_model_path for callback in callbacks if isinstance(callback, LastCheckpoint)]
+    paths += [callback.last_model_path for callback in callbacks]
     # Without a metric to monitor, the "best" one is the newest.
     paths += [callback.best_model_path for callback in callbacks if callback.monitor is None]
     return _first_written(trainer, paths)

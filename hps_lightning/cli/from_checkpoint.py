@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hps_lightning.checkpoint import check_network, classifier_class, read_check
 from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_checkpoint
 from hps_lightning.cli.run_config import foreign, own_words, read_run_config
+from hps_lightning.config_files import read_config
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier, class_path
 from hps_lightning.runs import RUNS, Run, run_of
@@ -46,7 +47,7 @@ def with_checkpoint(
                 "the newest run."
             )
         return tokens, None, None
-    runs = Path(options.get("--trainer.default_root_dir") or RUNS)
+    runs = _runs_folder(pairs)
     if not is_null(options.get("--init_weights")):
         raise UserError("--init_weights starts a new training and --ckpt_path continues an old one; give one of them.")
     path, checkpoint = open_checkpoint(asked, runs, resumable=command == "fit")
@@ -96,6 +97,19 @@ def with_checkpoint(
     if command == "fit":
         print(f"Continuing {path} exactly where it stopped.")
     return join_options([*before, *mine, *after]), record, run
+
+
+def _runs_folder(pairs: Iterable[tuple[str, str | None]]) -> Path:
+    """Where the user has his runs, by an option or a config of his, whichever comes last."""
+    folder = None
+    for option, value in pairs:
+        if option == "--trainer.default_root_dir":
+            folder = None if is_null(value) else value
+        elif option in ("--config", "-c") and value and not value.lstrip().startswith("{"):
+            trainer = read_config(Path(value)).get("trainer")
+            if isinstance(trainer, dict) and isinstance(trainer.get("default_root_dir"), str):
+                folder = trainer["default_root_dir"]
+    return Path(os.path.expanduser(folder or RUNS))
 
 
 def import_own_network(record: Mapping[str, Any], words: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -202,6 +203,9 @@ class HPSCLI(LightningCLI):
             check_classes(self.record, config.data.dataset)
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
+        if isinstance(trainer.default_root_dir, str):
+            trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+        self.save_config_kwargs["chose_logger"] = trainer.logger not in (None, True)
         trainer.logger = self._logger(config)
         callbacks: list[Any] = [*self.further_callbacks, EndTogether(), Resume(), Summary()]
         callbacks += [WeightsCheckpoint(), Report()]
@@ -252,6 +256,12 @@ class HPSCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Makes sure that there is room for a run, and starts from given weights where the user asks for it."""
+        given = self._get(self.config, "ckpt_path")
+        if given is not None and self.record is None:
+            raise UserError(
+                f"ckpt_path: {given} stands in a config, which cannot say what else the training that goes on consists "
+                f"of; leave it out there, and give it as an option: --ckpt_path {given}."
+            )
         watch(self.trainer, meet_anew())
         if self.record is not None:
             check_optimization(self.record, self.model)

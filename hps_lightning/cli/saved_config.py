@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from lightning.pytorch import LightningModule, Trainer
@@ -12,19 +13,40 @@ from hps_lightning.files import remove_leftovers, write_text
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the whole config of a training beside its checkpoints."""
+    """Saves the whole config of a training beside its checkpoints.
+
+    Args:
+        chose_logger: whether the user chose the logger. Another one is left out, as it lies in a folder that is named
+            by network and data, which whoever repeats the training may change.
+        arguments: Lightning's.
+    """
+
+    def __init__(self, *arguments: Any, chose_logger: bool = True, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._chose_logger = chose_logger
+        self._goes_on = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves out what is no training: its config would replace the training's."""
+        """Saves that of a new training; leaves out what is no training, whose config would replace the training's."""
         if stage == "fit" and trainer.log_dir is not None:
+            self._goes_on = self.config.ckpt_path is not None
             # Whoever repeats the training wants another one, in a folder of its own.
             self.config = self.config.clone()
             self.config.ckpt_path = None
             logger = self.config.trainer.logger
-            if isinstance(logger, jsonargparse.Namespace) and "version" in logger.init_args:
+            if not self._chose_logger:
+                self.config.trainer.logger = None
+            elif isinstance(logger, jsonargparse.Namespace) and "version" in logger.init_args:
                 logger.init_args.version = None
             self._path = os.path.join(trainer.log_dir, self.config_filename)
-            super().setup(trainer, pl_module, stage)
+            if not self._goes_on:
+                super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves that of a training that goes on, once nothing can refuse it any more: it would go on by that config."""
+        if self._goes_on:
+            self._goes_on = False
+            super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file, whole.

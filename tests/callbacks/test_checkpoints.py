@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from hps_lightning.callbacks import BestCheckpoint, LastCheckpoint, WeightsCheckpoint
@@ -80,13 +81,13 @@ def test_checkpoints_are_written_where_a_training_can_go_on(tmp_path, last, argu
     assert saves.at == expected
 
 
-def run(folder, scores, go_on_from=None):
+def run(folder, scores, go_on_from=None, others=(), protocol="holdout"):
     """A training of as many epochs as there are scores; gives its trainer."""
     logger = TensorBoardLogger(folder, name="run", version=0, default_hp_metric=False)
     kept = (BestCheckpoint(), LastCheckpoint(), WeightsCheckpoint())
-    trainer = tiny_trainer(folder, *kept, max_epochs=len(scores), enable_checkpointing=True, logger=logger)
+    trainer = tiny_trainer(folder, *others, *kept, max_epochs=len(scores), enable_checkpointing=True, logger=logger)
     path = None if go_on_from is None else str(go_on_from / CHECKPOINTS / "last.ckpt")
-    trainer.fit(tiny(scores), datamodule=TinyData(), ckpt_path=path, weights_only=True)
+    trainer.fit(tiny(scores), datamodule=TinyData(protocol=protocol), ckpt_path=path, weights_only=True)
     return trainer
 
 
@@ -125,6 +126,24 @@ def test_a_best_one_that_is_lost_gives_way_to_the_best_from_then_on(tmp_path, ca
     assert best_checkpoint(again) == str(tmp_path / "another" / CHECKPOINTS / "best.ckpt")
     assert epoch(best_checkpoint(again)) == 2
     assert ("is not taken along" in capsys.readouterr().err) == (change is spoil)
+
+
+def test_what_is_best_without_validation_is_not_what_was_best_with_it(tmp_path):
+    run(tmp_path, [0.9])
+    again = run(tmp_path, [0.9, 0.9], tmp_path, protocol="full")
+    assert best_checkpoint(again) is None
+    assert [epoch(tmp_path / CHECKPOINTS / f"{name}.ckpt") for name in ("last", "weights")] == [1, 1]
+
+
+def test_a_further_checkpoint_by_another_metric_decides_nothing(tmp_path):
+    # By the smallest accuracy, and kept elsewhere.
+    further = ModelCheckpoint(tmp_path / "others", monitor="val/accuracy", mode="min", save_last=True)
+    trainer = run(tmp_path, [0.1, 0.9, 0.5], others=[further])
+    assert list((tmp_path / "others").iterdir())
+    checkpoints = tmp_path / CHECKPOINTS
+    assert best_checkpoint(trainer) == str(checkpoints / "best.ckpt")
+    assert last_checkpoint(trainer) == str(checkpoints / "last.ckpt")
+    assert epoch(checkpoints / "weights.ckpt") == 1
 
 
 def test_an_evaluation_elsewhere_copies_nothing(tmp_path):

@@ -366,6 +366,7 @@ def test_saved_config_repeats_the_training(hps, tmp_path):
     (tmp_path / "again.yaml").write_text((run / "config.yaml").read_text())
     status, _, err = hps("fit", "--config=again.yaml", "--trainer.default_root_dir=second")
     assert status == 0, err
+    assert [path.name for path in (tmp_path / "second").iterdir()] == [run.parent.name]
     checkpoints = sorted(tmp_path.rglob("last.ckpt"))
     first, second = (state(path)["state_dict"] for path in checkpoints)
     assert all(torch.equal(first[name], second[name]) for name in first)

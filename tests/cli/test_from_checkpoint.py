@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from hps_lightning.cli.from_checkpoint import load_initial_weights, reachable_root
 from hps_lightning.errors import UserError
@@ -67,3 +68,47 @@ def test_a_training_that_goes_on_keeps_its_optimizer_and_its_schedule(hps, tmp_p
     again = [f"--config={run / 'config.yaml'}", "--lr_scheduler=StepLR", "--optimizer.betas=[0.8,0.9]"]
     status, _, err = hps("fit", *more, *again)
     assert status == 0, err
+
+
+@pytest.mark.train
+def test_a_refused_resume_leaves_the_config_that_the_training_goes_on_by(hps, tmp_path):
+    begun = ["fit", "--model=hps", *TINY, "--lr_scheduler=OneCycleLR", "--trainer.max_epochs=2"]
+    assert hps(*begun, "--trainer.max_steps=2")[0] == 0
+    config = next(tmp_path.glob("runs/*/version_0/config.yaml"))
+    before = config.read_text()
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.limit_train_batches=1")
+    assert status == 2
+    assert "leave data.batch_size, trainer.limit_train_batches" in err
+    assert config.read_text() == before
+
+
+@pytest.mark.train
+def test_the_config_of_a_training_that_goes_on_says_what_is_new(hps, tmp_path):
+    assert hps("fit", "--model=hps", *TINY, "--trainer.max_epochs=1")[0] == 0
+    status, _, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert status == 0, err
+    config = yaml.safe_load(next(tmp_path.glob("runs/*/version_0/config.yaml")).read_text())
+    assert (config["trainer"]["max_epochs"], config["ckpt_path"]) == (2, None)
+
+
+def test_a_checkpoint_in_a_config_is_refused(hps, tmp_path):
+    (tmp_path / "mine.yaml").write_text("ckpt_path: last\nmodel: {class_path: HPSClassifier}\n")
+    status, out, err = hps("fit", "--config=mine.yaml", "--data.dataset=digits")
+    assert (status, out) == (2, "")
+    assert "ckpt_path: last stands in a config" in err
+    assert "--ckpt_path last" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.train
+def test_runs_lie_where_a_config_says_and_in_the_users_home(hps, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "mine.yaml").write_text("trainer: {default_root_dir: ~/trained}\n")
+    status, out, err = hps("fit", "--model=hps", *TINY, "--config=mine.yaml", "--trainer.max_epochs=1")
+    assert status == 0, err
+    weights = next(tmp_path.glob("home/trained/*/version_0/checkpoints/weights.ckpt"))
+    assert f"hps test --ckpt_path {weights.with_name('best.ckpt').relative_to(tmp_path)}" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "mine.yaml"]
+    for folder in ("--config=mine.yaml", "--trainer.default_root_dir=~/trained"):
+        status, _, err = hps("validate", "--ckpt_path=best", folder, "--trainer.limit_val_batches=1")
+        assert status == 0, err
