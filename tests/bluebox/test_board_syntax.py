@@ -30,6 +30,8 @@ TORCH = {
     "torch.nn.Module": "0.1",
     "torch.no_grad": "0.4",
     "torch.set_num_threads": "0.1",
+    "torch.float32": "0.4",
+    "torch.int64": "0.4",
     "torch.softmax": "0.4",
 }
 # What numpy 1.9 has, which is the first for Python 3.5.
