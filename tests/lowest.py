@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 SETUP = Path(__file__).parents[1] / "setup.cfg"
-_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,]+\])?>=(?P<lowest>[\w.]+)")
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,]+\])?>=(?P<lowest>[\w.]+)[^;]*(?P<marker>;.*)?")
 
 
-def lowest_versions() -> dict[str, str]:
-    """Version by name, of the package's own dependencies and of those of its tests.
+def constraints() -> list[str]:
+    """Lines for pip, such as ``torch==2.9``, of the package's own dependencies and of those of its tests.
 
     Raises:
         ValueError: a dependency has no lower bound.
@@ -18,17 +18,16 @@ def lowest_versions() -> dict[str, str]:
     setup.read(SETUP, encoding="utf-8")
     extras = setup["options.extras_require"]
     lines = [setup["options"]["install_requires"], *(extras[name] for name in ("digits", "postgresql", "test"))]
-    found = {}
+    found = []
     for line in "\n".join(lines).splitlines():
         if not line.strip() or line.lstrip().startswith(("#", "%")):
             continue
         requirement = _REQUIREMENT.match(line.strip())
         if requirement is None:
             raise ValueError(f"{SETUP}: {line.strip()} has no lower bound")
-        found[requirement["name"]] = requirement["lowest"]
-    return found
+        found.append(f"{requirement['name']}=={requirement['lowest']}{requirement['marker'] or ''}")
+    return sorted(set(found))
 
 
 if __name__ == "__main__":
-    for name, version in sorted(lowest_versions().items()):
-        print(f"{name}=={version}")
+    print("\n".join(constraints()))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lowest import lowest_versions
+from tests.lowest import constraints
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,8 @@ def test_every_dependency_has_a_lower_bound_and_all_but_fsspec_an_upper_one(setu
             assert ">=" in line, line
             # fsspec counts years.
             assert "<" in line or line.startswith("fsspec"), line
-    assert lowest_versions()["torch"] == "2.9"
+    assert "torch==2.9" in constraints()
+    assert 'onnxruntime==1.25; python_version >= "3.11"' in constraints()
 
 
 def test_malicious_releases_of_lightning_are_excluded(setup):
