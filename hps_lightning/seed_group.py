@@ -7,7 +7,6 @@ which seeds there are and what came out.
 import contextlib
 import json
 import math
-import os
 import re
 import statistics
 import sys
@@ -18,13 +17,9 @@ from typing import Any
 
 import yaml
 
+from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 GROUP_FILE = "seeds.json"
 GROUP_FORMAT = 1
@@ -203,25 +198,10 @@ class SeedGroup:
         Raises:
             UserError: another process trains the group.
         """
-        descriptor = None if fcntl is None else os.open(self.directory, os.O_RDONLY)
-        try:
-            if descriptor is not None:
-                self._lock(descriptor)
+        with locked(self.directory) as descriptor:
             newest = SeedGroup.load(self.directory)
             self.figures, self.test = newest.figures, newest.test
             yield descriptor
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{self.directory} is being trained by another process; wait for its end.") from error
-        except OSError:
-            # Some network file systems lock no folders; a training is worth more than the lock.
-            pass
 
     def discard_if_empty(self) -> bool:
         """Removes what :meth:`create` made, if no training has left anything there; whether it did."""

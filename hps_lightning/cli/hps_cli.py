@@ -28,7 +28,6 @@ from hps_lightning.cli.mistakes import explain, missing_value, passed_on
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.preflight import (
     check_classes,
-    check_folders,
     check_kept_arguments,
     check_length,
     check_network_arguments,
@@ -37,6 +36,7 @@ from hps_lightning.cli.preflight import (
     check_trainer_arguments,
 )
 from hps_lightning.cli.ranks import EndTogether, watch
+from hps_lightning.cli.run_folder import own_run_folder
 from hps_lightning.cli.saved_config import SaveFitConfig
 from hps_lightning.cli.scheduler_jobs import meet_anew
 from hps_lightning.data import DATASETS, ImageDataModule
@@ -267,7 +267,7 @@ class HPSCLI(LightningCLI):
             check_optimization(self.record, self.model)
         check_kept_arguments(self.model, self._get(self.config, "model").init_args)
         check_recipe(self.trainer, self.model, self.datamodule, self._get(self.config, "trainer.sync_batchnorm"))
-        check_folders(self.trainer)
+        self._held.enter_context(own_run_folder(self.trainer))
         path = self._get(self.config, "init_weights")
         if self.record is not None:
             check_length(self.record, self.model, self.trainer.max_epochs)
@@ -278,9 +278,11 @@ class HPSCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a training whose checkpoints could not be written says last where they are."""
         checkpoints = safe_checkpoints(self.trainer)
+        # What a training has for itself while it runs.
+        self._held = contextlib.ExitStack()
         try:
             # What other commands print is what they are for.
-            with steady_output() if subcommand == "fit" else nullcontext():
+            with steady_output() if subcommand == "fit" else nullcontext(), self._held:
                 super()._run_subcommand(subcommand)
         except BaseException:
             if checkpoints is not None and (complaint := checkpoints.complaint()):

@@ -4,7 +4,6 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -17,7 +16,6 @@ from hps_lightning.callbacks import BestCheckpoint, Distillation
 from hps_lightning.checkpoint_scan import unplain
 from hps_lightning.data import DATASETS, ImageDataModule
 from hps_lightning.errors import UserError
-from hps_lightning.files import check_writable
 from hps_lightning.modules import ImageClassifier, check_trainable, class_path
 from hps_lightning.optim import (
     PAPER_OPTIMIZER,
@@ -214,27 +212,6 @@ def _check_monitors(trainer: Trainer, model: ImageClassifier, schedule: dict[str
                 f"{name}: a {monitor} is better where it is {'smaller' if better == 'min' else 'greater'}, but mode "
                 f"is {mode}; set mode to {better}."
             )
-
-
-def check_folders(trainer: Trainer) -> None:
-    """Refuses a place for the run's files that cannot be made or written.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not trainer.is_global_zero or trainer.fast_dev_run:
-        return
-    folders = [logger.log_dir or logger.save_dir for logger in trainer.loggers]
-    for folder in filter(None, folders or [trainer.default_root_dir]):
-        if "://" in str(folder):
-            continue
-        try:
-            check_writable(Path(folder))
-        except OSError as error:
-            raise UserError(
-                f"The run's folder {folder} cannot be made or written: {error.strerror or error}. Make room, or "
-                "choose another place for all runs: --trainer.default_root_dir DIRECTORY."
-            ) from error
 
 
 def check_classes(record: dict[str, Any], dataset: str) -> None:

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+
+from hps_lightning.directory_lock import locked
+from hps_lightning.errors import UserError
+
+pytest.importorskip("fcntl")
+
+
+def test_a_folder_is_locked_until_the_block_ends(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match=rf"^{tmp_path} is being trained by another"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_keeps_no_folder(tmp_path):
+    code = f"""
+import pathlib, sys
+from hps_lightning.directory_lock import locked
+with locked(pathlib.Path({str(tmp_path)!r})):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UserError), locked(tmp_path):
+            pass
+        process.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("hps_lightning.directory_lock.fcntl.flock", flock)
+    with locked(tmp_path):
+        pass
