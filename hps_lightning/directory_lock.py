@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,14 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+LOCK_FILE = ".lock"
+"""What is locked in a folder: network file systems lock files for all hosts, but folders for each of them alone."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock. A killed process leaves it to those that loaded its images, which notice after five."""
+
+_PERIOD = 0.2
 
 
 @contextlib.contextmanager
@@ -26,22 +35,35 @@ def locked(directory: Path) -> Iterator[int | None]:
 
     Raises:
         UserError: another process trains there.
+        OSError: nothing can be written there.
     """
-    descriptor = None if fcntl is None else os.open(directory, os.O_RDONLY)
+    if fcntl is None:
+        yield None
+        return
+    path = directory / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        if descriptor is not None:
-            _lock(directory, descriptor)
-        yield descriptor
+        _lock(directory, descriptor)
+        try:
+            yield descriptor
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _lock(directory: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{directory} is being trained by another process; wait for its end.") from error
-    except OSError:
-        # Some network file systems lock no folders; a training is worth more than the lock.
-        pass
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise UserError(f"{directory} is being trained by another process; wait for its end.") from error
+            time.sleep(_PERIOD)
+        except OSError:
+            # Some network file systems have no locks; a training is worth more than one.
+            return
+        else:
+            return

@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 
@@ -7,6 +8,11 @@ from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
 
 pytest.importorskip("fcntl")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("hps_lightning.directory_lock.PATIENCE", 0)
 
 
 def test_a_folder_is_locked_until_the_block_ends(tmp_path):
@@ -38,6 +44,16 @@ with locked(pathlib.Path({str(tmp_path)!r})):
         process.kill()
     with locked(tmp_path):
         pass
+
+
+def test_a_lock_that_is_soon_free_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("hps_lightning.directory_lock.PATIENCE", 60)
+    held = contextlib.ExitStack()
+    held.enter_context(locked(tmp_path))
+    waited = []
+    monkeypatch.setattr("time.sleep", lambda seconds: (waited.append(seconds), held.close()))
+    with locked(tmp_path):
+        assert len(waited) == 1
 
 
 def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):

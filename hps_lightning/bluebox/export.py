@@ -35,7 +35,9 @@ README_FILE = "README.md"
 _ON_X86 = f"""\
 On x86, give sessions of `{INT8_FILE}` options with
 `options.add_session_config_entry("session.x64quantprecision", "1")`, as the self-test does: on processors without VNNI
-sums in 8 bits overflow without it, and the answers are wrong. Arm processors need nothing."""
+sums in 8 bits overflow without it, and the answers are wrong. On those with AMX, answers in 8 bits that several threads
+compute are wrong before ONNX Runtime 1.25: have it, or set `options.intra_op_num_threads = 1`. Arm processors need
+nothing."""
 _GOLDEN_IMAGES = 8
 _GOLDEN_FRAME = (75, 100)
 

@@ -1,11 +1,12 @@
 """The folder of a training's run: one that can be written, and that no other training has."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
@@ -33,8 +34,8 @@ def own_run_folder(trainer: Trainer) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as held:
-        if trainer.loggers and isinstance(trainer.loggers[0], _NUMBERED) and _is_local(trainer.loggers[0].root_dir):
-            held.enter_context(_numbered_folder(trainer.loggers))
+        numbered = [logger for logger in trainer.loggers if isinstance(logger, _NUMBERED)]
+        held.enter_context(_numbered_folders([logger for logger in numbered if _is_local(logger.root_dir)]))
         folders = [logger.log_dir or logger.save_dir for logger in trainer.loggers]
         for folder in filter(None, folders or [trainer.default_root_dir]):
             if _is_local(folder):
@@ -44,34 +45,45 @@ def own_run_folder(trainer: Trainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _numbered_folder(loggers: Sequence[Logger]) -> Iterator[None]:
-    """Makes and keeps the folder of the first of some loggers."""
-    free = [logger for logger in loggers if isinstance(logger, _NUMBERED) and logger._version is None]
+def _numbered_folders(loggers: Sequence[TensorBoardLogger | CSVLogger]) -> Iterator[None]:
+    """Makes and keeps the loggers' folders, under the next number that is free in all of them."""
+    free = [logger for logger in loggers if logger._version is None]
+    for logger in free:
+        # Asked once, before the folder of one makes the number look taken to the next.
+        logger.version  # noqa: B018
     with contextlib.ExitStack() as held:
-        folder = _look(loggers)
-        with _cannot_be_written(folder):
-            while True:
-                missing = [path for path in (folder, *folder.parents) if not path.exists()]
-                try:
-                    folder.mkdir(parents=True, exist_ok=loggers[0] not in free)
+        while True:
+            folders = {_folder(logger): logger in free for logger in loggers}
+            with contextlib.ExitStack() as made:
+                if all(_make(folder, of_its_own, made) for folder, of_its_own in folders.items()):
+                    held.enter_context(made.pop_all())
                     break
-                except FileExistsError:
-                    # Another training was faster. They look for a free number once, when they are asked first.
-                    for logger in free:
-                        logger._version = None
-                    taken, folder = folder, _look(loggers)
-                    if folder == taken:
-                        raise
-            for path in reversed(missing):
-                held.callback(_remove_if_empty, path)
-            held.enter_context(locked(folder))
+            for logger in free:
+                logger._version += 1
         yield
 
 
-def _look(loggers: Sequence[Logger]) -> Path:
-    """The first logger's folder; the others take their numbers too, before that folder makes theirs look taken."""
-    first, *_ = [Path(logger.log_dir) for logger in loggers if isinstance(logger, _NUMBERED)]
-    return first
+def _folder(logger: TensorBoardLogger | CSVLogger) -> Path:
+    """A run's folder; TensorBoard's logs may lie in one below."""
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(os.path.expanduser(os.path.expandvars(os.path.join(logger.root_dir, version))))
+
+
+def _make(folder: Path, of_its_own: bool, held: contextlib.ExitStack) -> bool:
+    """Makes and locks a folder until ``held`` ends; whether that could be done, unless another training has it."""
+    with _cannot_be_written(folder):
+        for path in reversed([path for path in folder.parents if not path.exists()]):
+            held.callback(_remove_if_empty, path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if of_its_own:
+                return False
+        else:
+            held.callback(_remove_if_empty, folder)
+        held.enter_context(locked(folder))
+    return True
 
 
 def _is_local(folder: str | Path) -> bool:

@@ -1,12 +1,14 @@
 """Tests of the folder that a training has for itself."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from hps_lightning.cli.run_folder import own_run_folder
-from hps_lightning.directory_lock import locked
+from hps_lightning.directory_lock import LOCK_FILE, locked
 from hps_lightning.errors import UserError
 from tests.cli.conftest import TINY
 
@@ -20,24 +22,38 @@ def tensorboard(folder, **options):
     return TensorBoardLogger(folder, name="net", **options)
 
 
+def early(logger):
+    """It has looked for a free number before any training had made a folder."""
+    logger._get_next_version = lambda: 0
+    return logger
+
+
 def test_trainings_that_begin_at_once_get_a_folder_each(tmp_path):
-    first, second, third = tensorboard(tmp_path), tensorboard(tmp_path), tensorboard(tmp_path)
-    # All have looked before one of them has made its folder.
-    folders = [logger._get_next_version() for logger in (first, second, third)]
-    assert folders == [0, 0, 0]
-    with own_run_folder(trainer(first)), own_run_folder(trainer(second)):
-        third._get_next_version = iter([0, 1, 2]).__next__
-        with own_run_folder(trainer(third)):
-            assert [logger.version for logger in (first, second, third)] == [0, 1, 2]
-            assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["version_0", "version_1", "version_2"]
+    loggers = [early(tensorboard(tmp_path)) for _ in range(8)]
+    all_have = threading.Barrier(8, timeout=60)
+
+    def train(logger):
+        with own_run_folder(trainer(logger)):
+            all_have.wait()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(train, loggers))
+    assert sorted(logger.version for logger in loggers) == list(range(8))
+    assert not list(tmp_path.rglob("version_*"))
 
 
 def test_loggers_of_one_training_share_its_number(tmp_path):
-    (tmp_path / "net" / "version_0").mkdir(parents=True)
     board, table = tensorboard(tmp_path), CSVLogger(tmp_path, name="net")
-    board._get_next_version = iter([0, 1]).__next__
     with own_run_folder(trainer(board, table)):
-        assert (board.version, table.version) == (1, 1)
+        assert (board.version, table.version) == (0, 0)
+
+
+def test_no_logger_takes_the_folder_of_another_training(tmp_path):
+    tables = [early(CSVLogger(tmp_path, name="csv")) for _ in range(2)]
+    boards = [early(tensorboard(tmp_path / name)) for name in ("first", "second")]
+    with own_run_folder(trainer(boards[0], tables[0])), own_run_folder(trainer(boards[1], tables[1])):
+        assert [logger.version for logger in tables] == [0, 1]
+        assert not (tmp_path / "second" / "net" / "version_0").exists(), "the same number for both of its loggers"
 
 
 def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
@@ -53,8 +69,9 @@ def test_what_was_written_stays(tmp_path):
     assert (tmp_path / "net" / "version_0" / "a.txt").is_file()
 
 
-def test_no_training_goes_on_where_another_still_runs(tmp_path):
+def test_no_training_goes_on_where_another_still_runs(tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
+    monkeypatch.setattr("hps_lightning.directory_lock.PATIENCE", 0)
     with (
         own_run_folder(trainer(tensorboard(tmp_path))),
         pytest.raises(UserError, match="version_0 is being trained by another process; wait for its end"),
@@ -63,14 +80,31 @@ def test_no_training_goes_on_where_another_still_runs(tmp_path):
         pass
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+def test_a_file_in_the_place_of_a_folder_is_left_alone(tmp_path):
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "version_0").touch()
+    logger = tensorboard(tmp_path)
+    with own_run_folder(trainer(logger)):
+        assert logger.version == 1
     with (
-        pytest.raises(UserError, match=r"version_0 cannot be made or written: File exists\. Make room, or choose"),
-        own_run_folder(trainer(tensorboard(tmp_path))),
+        pytest.raises(UserError, match=r"version_0 cannot be made or written: Not a directory\. Make room, or choose"),
+        own_run_folder(trainer(tensorboard(tmp_path, version=0))),
     ):
         pass
+
+
+def test_logs_in_a_folder_below_leave_the_runs_folder_the_training(tmp_path):
+    first, second = (early(tensorboard(tmp_path, sub_dir=name)) for name in ("a", "b"))
+    with own_run_folder(trainer(first)), own_run_folder(trainer(second)):
+        assert (first.version, second.version) == (0, 1)
+
+
+def test_variables_in_the_folders_name_are_replaced_as_tensorboards_logger_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    first, second = tensorboard("$SCRATCH/runs"), tensorboard("$SCRATCH/runs")
+    with own_run_folder(trainer(first)), own_run_folder(trainer(second)):
+        assert sorted(path.name for path in (tmp_path / "runs" / "net").iterdir()) == ["version_0", "version_1"]
+        assert second.log_dir == str(tmp_path / "runs" / "net" / "version_1")
 
 
 @pytest.mark.parametrize("attributes", [{"is_global_zero": False}, {"fast_dev_run": True}])
@@ -85,18 +119,23 @@ def test_a_training_without_loggers_leaves_the_folder_as_it_was(tmp_path):
 
 
 @pytest.mark.train
-def test_hps_fit_keeps_the_folder_of_the_run_that_it_goes_on_with(hps, tmp_path):
+def test_hps_fit_keeps_the_folder_of_the_run_that_it_goes_on_with(hps, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
+    monkeypatch.setattr("hps_lightning.directory_lock.PATIENCE", 0)
     status, _, err = hps("fit", "--model=hps_06_05x", *TINY, "--trainer.max_epochs=1")
     assert status == 0, err
     run = tmp_path / "runs" / "hps-digits" / "version_0"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def files():
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != LOCK_FILE}
+
+    before = files()
     resume = ("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
     with locked(run):
         status, _, err = hps(*resume)
         assert status == 2
         assert err == "hps: error: runs/hps-digits/version_0 is being trained by another process; wait for its end.\n"
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert files() == before
         status, _, err = hps("test", "--ckpt_path=last")
         assert status == 0, err
     status, _, err = hps(*resume)
