@@ -88,7 +88,8 @@ def _is_unit(module: nn.Module) -> bool:
 
 class _FastUnit(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
-        if not _kernel_takes(self, images):
+        # A slice of a unit is of its class, too.
+        if len(self) != 3 or not _kernel_takes(self, images):
             return super().forward(images)
         conv, stride = self[0], self[0].stride
         if _only_samples(conv):
@@ -103,7 +104,8 @@ class _FastBlock(SqueezeNextBlock):
         if not _kernel_takes(self.expand, images) or hooked(self.expand) or hooked(self.activation):
             return super().forward(images)
         squeeze, shortcut = self.squeeze1, self.shortcut
-        if all(
+        same_pixels = isinstance(shortcut, _FastUnit) and squeeze[0].stride == shortcut[0].stride
+        if same_pixels and all(
             isinstance(unit, _FastUnit) and _only_samples(unit[0]) and _kernel_takes(unit, images) and not hooked(unit)
             for unit in (squeeze, shortcut)
         ):
@@ -228,6 +230,10 @@ class _ConvNorm(torch.autograd.Function):
         convolved = torch.convolution(images, weight, None if bias is None else bias.to(dtype), *geometry)
         convolved = _dense(convolved, dtype)
         if shortcut is not None:
+            if shortcut.shape != convolved.shape:
+                raise RuntimeError(
+                    f"The shortcut is of {tuple(shortcut.shape)}, the branch of {tuple(convolved.shape)}."
+                )
             shortcut = _dense(shortcut, dtype)
         out, saved = batch_norm(convolved, shortcut, gamma, beta, statistics, activations)
         ctx.save_for_backward(images, weight, convolved, saved)

@@ -648,6 +648,40 @@ def test_other_arrangements_are_left_alone(layers):
     assert _changed(nn.Sequential(*layers)) == set()
 
 
+def test_a_part_of_a_unit_runs_as_usual():
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = _unit(3, 8, "conv-norm-relu")
+
+        def forward(self, images):
+            return self.stem[:2](images)
+
+    network, images = _shaken(Sliced()), torch.randn(4, 3, 8, 8)
+    assert _changed(network) == {"stem"}
+    _agree(_step(network, images, fused=True), _step(network, images, fused=False), 1e-6)
+
+
+def test_maps_that_do_not_fit_are_an_error_as_usual():
+    # An even kernel leaves the branch a pixel short of the shortcut.
+    block = SqueezeNextBlock(8, 8, 1, ((1, 2), (2, 1)), norm_last=False)
+    images = torch.randn(2, 8, 8, 8)
+    with pytest.raises(RuntimeError):
+        block(images)
+    with (
+        FusedTraining(block).applied(),
+        pytest.raises(RuntimeError, match=r"shortcut is of \(2, 8, 8, 8\), the branch of"),
+    ):
+        block(images)
+
+
+def test_a_shortcut_that_samples_other_pixels_is_no_way_to_the_same():
+    block = SqueezeNextBlock(8, 6, 2, KERNELS, norm_last=True)
+    block.shortcut[0].stride = (1, 1)
+    with FusedTraining(block).applied(), pytest.raises(RuntimeError, match="shortcut is of"):
+        block(torch.randn(2, 8, 8, 8))
+
+
 @pytest.mark.parametrize("name", ["squeeze1", "squeeze2", "expand", "shortcut"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_block_of_which_one_unit_is_left_alone(stride, name):
