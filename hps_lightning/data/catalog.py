@@ -74,7 +74,8 @@ class HubSource:
     ``bytes``.
 
     Args:
-        repo_id: The data set repository on the hub, "owner/name"; of use for a download alone.
+        repo_id: The data set repository on the hub, "owner/name"; of use for a download alone, and empty where there
+            is none.
         train_file: Path of the training split inside the repository.
         test_file: Path of the test split inside the repository.
         label_column: The column of class indices.
@@ -174,6 +175,11 @@ class DatasetInfo:
     def size(self, split: str) -> int:
         """Number of images of a split ("train" or "test")."""
         return self.train_size if split == "train" else self.test_size
+
+    @property
+    def can_be_downloaded(self) -> bool:
+        """Whether it lies anywhere on the Internet; data of one's own need not."""
+        return self.archive is not None or bool(self.hub and self.hub.repo_id)
 
 
 @dataclass(frozen=True)

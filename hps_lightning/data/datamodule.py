@@ -249,7 +249,8 @@ class ImageDataModule(LightningDataModule):
         epochs = loop.epoch_progress.current
         # `processed` is ahead of `completed` while an epoch ends, when checkpoints are written.
         ended = epochs.processed > epochs.completed
-        batches = 0 if ended else loop.epoch_loop.batch_progress.current.ready
+        # Of what is saved amid a batch, as when one breaks off a training, that batch is to be trained again.
+        batches = 0 if ended else loop.epoch_loop.batch_progress.current.processed
         return {"epoch": epochs.processed, "batches": batches, "batch_size": self.batch_size, **self._order()}
 
     def _order(self) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def find_dataset(
     found = _look_in(info, cache)
     if found is not None:
         return found
+    if not info.can_be_downloaded:
+        raise UserError(_not_found(info, cache, _CACHE))
     if not download:
         raise UserError(_not_found(info, cache, _CACHE, "It was not downloaded, for download is off."))
     try:
@@ -114,7 +116,9 @@ def _not_found(info: DatasetInfo, root: Path, origin: str, why: str = "") -> str
     if why:
         lines.append(why)
     lines.append("Ways out:")
-    if origin == DATA_DIR_VARIABLE:
+    if not info.can_be_downloaded:
+        lines.append(f"  set {DATA_DIR_VARIABLE} or {ROOT_OPTION} to a folder that holds {info.title};")
+    elif origin == DATA_DIR_VARIABLE:
         lines.append(f"  correct {DATA_DIR_VARIABLE}, or unset it to have {info.title} downloaded;")
     elif origin == ROOT_OPTION:
         lines.append(f"  correct {ROOT_OPTION}, or leave it out to have {info.title} downloaded;")

@@ -80,10 +80,13 @@ def load_images(
 
 
 def _damaged(info: DatasetInfo, path: Path, problem: str) -> UserError:
+    if info.can_be_downloaded:
+        way_out = "delete it and run again to have the data set downloaded to the cache"
+    else:
+        way_out = "write it anew from images of 32 x 32 in RGB"
     return UserError(
         f"{path}: {problem}. The file is damaged or is not of {info.title}.\n"
-        "Ways out: delete it and run again to have the data set downloaded to the cache; "
-        "or set --data.root or HPS_DATA_DIR to a folder that holds a sound copy."
+        f"Ways out: {way_out}; or set --data.root or HPS_DATA_DIR to a folder that holds a sound copy."
     )
 
 

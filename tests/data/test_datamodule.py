@@ -117,14 +117,16 @@ def test_an_epoch_goes_on_with_its_own_images_in_their_order(monkeypatch, given,
     def prepared(**arguments):
         data = ImageDataModule("digits", batch_size=64, **arguments)
         data.setup("fit")
-        progress = SimpleNamespace(current=SimpleNamespace(processed=2, completed=2, ready=3))
-        loop = SimpleNamespace(epoch_progress=progress, epoch_loop=SimpleNamespace(batch_progress=progress))
+        epochs = SimpleNamespace(current=SimpleNamespace(processed=2, completed=2, ready=3))
+        # Amid the fifth batch of an epoch.
+        batches = SimpleNamespace(current=SimpleNamespace(processed=4, completed=4, ready=5))
+        loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=SimpleNamespace(batch_progress=batches))
         data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), fit_loop=loop, **ON_ONE_CPU)
         return data
 
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     state = prepared().state_dict()
-    assert (state["epoch"], state["batches"], state["batch_size"]) == (2, 3, 64)
+    assert (state["epoch"], state["batches"], state["batch_size"]) == (2, 4, 64)
     old = {name: state[name] for name in ("epoch", "batches", "batch_size")}
     between = {**state, "batches": 0}
     monkeypatch.setenv("PL_GLOBAL_SEED", seed)

@@ -1,9 +1,10 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hps_lightning.data.catalog import Location, dataset_info
+from hps_lightning.data.catalog import DATASETS, Location, dataset_info
 from hps_lightning.data.download import DownloadError
 from hps_lightning.data.locate import find_dataset
 from hps_lightning.errors import UserError
@@ -114,6 +115,17 @@ def test_a_root_without_the_data_says_what_was_looked_for(tmp_path, monkeypatch,
     assert f"CIFAR-100 was not found in {tmp_path / 'empty'} (HPS_DATA_DIR)" in message
     for text in ("train-00000-of-00001.parquet", "cifar-100-python/", "unset it", "quickstart.yaml"):
         assert text in message
+
+
+@pytest.mark.parametrize("download", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_data_of_ones_own_are_not_said_to_be_downloadable(tmp_path, no_download, named, download):
+    hub = replace(DATASETS["cifar10"].hub, repo_id="")
+    own = replace(DATASETS["cifar10"], name="pets", title="My pets", hub=hub, archive=None)
+    with pytest.raises(UserError, match="My pets was not found in ") as caught:
+        find_dataset(own, tmp_path if named else None, download)
+    assert "set HPS_DATA_DIR or --data.root to a folder that holds My pets;" in str(caught.value)
+    assert "download" not in str(caught.value)
 
 
 def test_the_other_data_set_is_not_found_by_its_folder(tmp_path, no_download):

@@ -116,6 +116,17 @@ def refused(tmp_path):
     return check
 
 
+def test_nobody_is_told_to_delete_data_of_his_own(tmp_path):
+    made = made_dataset("cifar10")
+    info = replace(made.info, title="My pets", hub=replace(made.info.hub, repo_id=""), archive=None)
+    path = made.write_parquet(tmp_path) / info.hub.file_name("test")
+    path.write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"is not of My pets\.\nWays out: write it anew from images of 32 x 32 in RGB; or"
+    ):
+        load_images(info, "test", tmp_path)
+
+
 @pytest.mark.parametrize("length", [0, 3, 100, 4000, -1])
 def test_a_truncated_parquet_file_is_refused(refused, length):
     made = made_dataset()
