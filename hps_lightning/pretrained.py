@@ -62,8 +62,9 @@ class Pretrained:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor | str | Path) -> Tensor:
-        """Probabilities, N x classes, of what :meth:`preprocess` takes."""
-        return self.network(self.preprocess(images)).softmax(1)
+        """Probabilities, N x classes, of what :meth:`preprocess` takes, on the network's device."""
+        device = next(self.network.parameters()).device
+        return self.network(self.preprocess(images).to(device)).softmax(1)
 
 
 def load(name: str, dataset: str = "cifar10") -> Pretrained:

@@ -37,6 +37,12 @@ def test_a_published_network_is_the_zoos_and_says_how_it_was_trained(name):
     assert checkpoint[RECORD_KEY]["data"]["root"] is None
 
 
+def test_images_go_where_the_network_is():
+    net = hps_lightning.load("hps_06_05x")
+    net.network.to("meta")
+    assert net.probabilities(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).device.type == "meta"
+
+
 @pytest.mark.cifar
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_network_answers_as_recorded(name):
