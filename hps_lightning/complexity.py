@@ -3,6 +3,7 @@
 import functools
 import inspect
 import io
+import pickle
 
 import torch
 from torch import nn
@@ -84,17 +85,29 @@ def state_dict_bytes(network: nn.Module) -> int:
     return saved_bytes(dict(network.state_dict()))
 
 
-def module_bytes(network: nn.Module) -> int:
-    """Bytes of the whole module in the legacy format: the sizes in the paper's Tables 1, 2 and 4."""
-    return saved_bytes(network)
+def module_bytes(network: nn.Module) -> int | None:
+    """Bytes of the whole module in the legacy format: the sizes in the paper's Tables 1, 2 and 4.
+
+    None where it cannot be saved as a whole, as one that holds a lambda.
+    """
+    return _pickled_bytes(network)
 
 
-def module_and_momentum_bytes(network: nn.Module) -> int:
+def module_and_momentum_bytes(network: nn.Module) -> int | None:
     """Bytes of the whole module with the momentum of SGD: the sizes in the paper's Table 3.
 
-    The momentum's values do not matter to its size, so that no training step is needed.
+    The momentum's values do not matter to its size, so that no training step is needed. None as in
+    :func:`module_bytes`.
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for parameter in network.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return saved_bytes({"net": network, "optimizer": optimizer.state_dict()})
+    return _pickled_bytes({"net": network, "optimizer": optimizer.state_dict()})
+
+
+def _pickled_bytes(content: object) -> int | None:
+    try:
+        return saved_bytes(content)
+    # What pickle raises of objects that it cannot take, by their kind.
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None

@@ -36,6 +36,14 @@ def test_macs_of_a_network_small_enough_to_count_by_hand():
     assert complexity.count_macs(_small(), (3, 8, 6)) == expected
 
 
+def test_a_network_that_cannot_be_saved_whole_has_no_such_size():
+    network = _small()
+    network.conv.padder = lambda images: images
+    assert complexity.module_bytes(network) is None
+    assert complexity.module_and_momentum_bytes(network) is None
+    assert complexity.state_dict_bytes(network) == complexity.state_dict_bytes(_small())
+
+
 def test_macs_are_counted_for_a_cifar_image_unless_told_otherwise():
     network = nn.Sequential(nn.Conv2d(3, 2, 1))
     assert complexity.count_macs(network) == 32 * 32 * 3 * 2

@@ -1,6 +1,5 @@
 """One network in several formats, compared: size, accuracy and the time that one image takes."""
 
-import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import nn
 
 from hps_lightning.bluebox.board.folding import fold
 from hps_lightning.bluebox.onnx_export import OnnxNetwork, normalised
-from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
+from hps_lightning.bluebox.weights import bare_copy, board_weights, legacy_file
 from hps_lightning.data.readers import Images
 
 PYTORCH = "PyTorch float32"
@@ -99,7 +98,7 @@ def formats_table(rows: list[dict[str, Any]]) -> Table:
 @contextmanager
 def _on_cpu(network: nn.Module, threads: int, folded: bool) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """A copy of the network, in evaluation mode, as a function of arrays."""
-    copied = copy.deepcopy(bare_network(network)).to("cpu", torch.float32).eval()
+    copied = bare_copy(network).to(torch.float32).eval()
     if folded:
         copied = fold(copied)
     threads_before = torch.get_num_threads()

@@ -1,7 +1,6 @@
 """Networks as ONNX files, in float32 and in 8 bits, and a way to run them."""
 
 import contextlib
-import copy
 import io
 import itertools
 import os
@@ -27,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from hps_lightning.bluebox.board.folding import fold
-from hps_lightning.bluebox.weights import bare_network
+from hps_lightning.bluebox.weights import bare_copy
 from hps_lightning.data.catalog import DatasetInfo
 from hps_lightning.data.readers import load_images
 from hps_lightning.errors import UserError
@@ -301,7 +300,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _plain(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(bare_network(network)).to("cpu", torch.float32).eval()
+    return bare_copy(network).to(torch.float32).eval()
 
 
 def _exported(network: nn.Module, manifest: Mapping[str, Any], preprocessing: bool) -> bytes:

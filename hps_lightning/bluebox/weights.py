@@ -1,5 +1,6 @@
 """A network's weights as the board's PyTorch 1.1 reads them."""
 
+import copy
 import io
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +21,18 @@ def bare_network(network: nn.Module) -> nn.Module:
             network = network._orig_mod
         else:
             return network
+
+
+def bare_copy(network: nn.Module) -> nn.Module:
+    """A copy of the bare network, on the CPU.
+
+    What a module computes from its parameters before each pass, as pruning and weight norm do, is copied as it stands:
+    ``copy.deepcopy`` refuses such tensors.
+    """
+    network = bare_network(network)
+    held = (value for module in network.modules() for value in vars(module).values())
+    computed = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
+    return copy.deepcopy(network, computed).cpu()
 
 
 def board_weights(state_dict: Mapping[str, Tensor], network: nn.Module | None = None) -> dict[str, Tensor]:

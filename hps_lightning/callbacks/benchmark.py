@@ -1,6 +1,5 @@
 """The callback that measures what a training and its network cost, in the paper's terms and beyond."""
 
-import copy
 import json
 import math
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from hps_lightning import complexity
-from hps_lightning.bluebox.weights import bare_network
+from hps_lightning.bluebox.weights import bare_copy
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
 from hps_lightning.machine import hardware, peak_resident_bytes, versions
@@ -281,7 +280,7 @@ def _metrics(trainer: Trainer, prefixes: tuple[str, ...]) -> dict[str, float]:
 
 def _network_cost(pl_module: ImageClassifier, record: dict[str, Any]) -> dict[str, Any]:
     # Measured on a copy: what a GPU's weights are saved as differs by a few bytes.
-    network = _without_synchronisation(copy.deepcopy(bare_network(pl_module.network)).cpu())
+    network = _without_synchronisation(bare_copy(pl_module.network))
     image_size = tuple(record.get("image_size", complexity.IMAGE_SIZE))
     return {
         "parameters": complexity.count_parameters(network),

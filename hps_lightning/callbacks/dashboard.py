@@ -1,6 +1,5 @@
 """What TensorBoard shows besides the scalars: graph, hyper-parameters, predictions and confusion matrices."""
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from hps_lightning.bluebox.weights import bare_copy
 from hps_lightning.callbacks.best_validation import BestValidation
 from hps_lightning.callbacks.figures import confusion_figure, denormalise, render, samples_figure, superclass_counts
 from hps_lightning.complexity import IMAGE_SIZE
@@ -225,10 +225,10 @@ def _goes_on(trainer: Trainer, logger: TensorBoardLogger) -> bool:
 
 
 def _write_graph(logger: TensorBoardLogger, pl_module: LightningModule) -> None:
-    # Tracing a copy leaves modes, layout and statistics of the network itself as they are.
-    network = copy.deepcopy(pl_module.network).cpu().eval()
-    image = torch.zeros((1, *IMAGE_SIZE), dtype=next(network.parameters()).dtype)
     try:
+        # Tracing a copy leaves modes, layout and statistics of the network itself as they are.
+        network = bare_copy(pl_module.network).eval()
+        image = torch.zeros((1, *IMAGE_SIZE), dtype=next(network.parameters()).dtype)
         with torch.no_grad(), warnings.catch_warnings():
             # The tracer warns of sizes that become constants, and newer torch of the tracer's age;
             # neither matters to a picture of the graph for this size.

@@ -1,6 +1,5 @@
 """What is printed at the start of a training: the network's parts and costs, the data, and how it trains."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,19 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hps_lightning.bluebox.weights import bare_copy
 from hps_lightning.callbacks.distillation import Distillation
 from hps_lightning.complexity import IMAGE_SIZE, count_parameters, module_bytes, state_dict_bytes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A top-level part of a network.
+    """A top-level part of a network, or one that stands in a list there.
 
     Attributes:
-        name: as the network calls it, such as "stage1".
-        shape: of its output for one image, without the batch: (channels, height, width) or (features,).
+        name: as the network calls it, such as "stage1" or "blocks.0".
+        shape: of its output for one image, without the batch: (channels, height, width) or (features,). Empty where
+            it gives no tensor.
         parameters: number of trainable values.
         macs: multiply-accumulate operations for one image.
     """
@@ -36,31 +37,59 @@ class Part:
     macs: int
 
 
-def parts(network: nn.Module) -> list[Part]:
-    """The top-level parts of ``network`` that have parameters, in the order in which they run.
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs, part by part and as a whole.
 
-    The network itself is left as it is: a copy is run.
+    Attributes:
+        parts: that have parameters, in the order in which they run.
+        shape: of the network's output for one image.
+        macs: of the network, with what runs beside its parts.
+    """
+
+    parts: list[Part]
+    shape: tuple[int, ...]
+    macs: int
+
+
+def costs(network: nn.Module) -> Costs:
+    """What ``network`` and its parts cost. It is left as it is: a copy is run.
 
     Args:
         network: maps N x 3 x 32 x 32 to logits.
     """
-    network = copy.deepcopy(network).cpu().eval()
+    network = bare_copy(network).eval()
     image = torch.zeros((1, *IMAGE_SIZE), dtype=next(network.parameters()).dtype)
     with _output_shapes(network) as shapes, torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+        logits = network(image)
     flops = counter.get_flop_counts()
-    children = dict(network.named_children())
-    return [
-        Part(
-            name=name,
-            shape=shape,
-            parameters=count_parameters(children[name]),
-            # Half, since an operation is a multiplication and an addition.
-            macs=sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // 2,
-        )
-        for name, shape in shapes.items()
-        if any(True for _ in children[name].parameters())
-    ]
+    children = _children(network)
+    return Costs(
+        parts=[
+            Part(
+                name=name,
+                shape=shape,
+                parameters=count_parameters(children[name]),
+                # Half, since an operation is a multiplication and an addition.
+                macs=sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // 2,
+            )
+            for name, shape in shapes.items()
+            if any(True for _ in children[name].parameters())
+        ],
+        shape=_shape_of(logits),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+def _children(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts that are called, by their names: those of a list that is none itself stand for it."""
+    children: dict[str, nn.Module] = {}
+    for name, child in network.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            children |= {f"{name}.{below}": part for below, part in _children(child).items()}
+        else:
+            children[name] = child
+    return children
 
 
 @contextmanager
@@ -68,17 +97,21 @@ def _output_shapes(network: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            shapes[name] = tuple(output.shape[1:])
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            shapes[name] = _shape_of(output)
 
         return hook
 
-    handles = [child.register_forward_hook(remember(name)) for name, child in network.named_children()]
+    handles = [child.register_forward_hook(remember(name)) for name, child in _children(network).items()]
     try:
         yield shapes
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _shape_of(output: Any) -> tuple[int, ...]:
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
 
 class Summary(Callback):
@@ -109,20 +142,23 @@ class Summary(Callback):
 
 
 def _table(network: nn.Module) -> Table:
-    rows = parts(network)
+    found = costs(network)
     table = Table(box=box.SIMPLE, show_footer=True)
     table.add_column("part", footer="total", overflow="fold")
-    totals = (_shape(rows[-1].shape), f"{count_parameters(network):,}", f"{sum(row.macs for row in rows):,}")
+    totals = (_shape(found.shape), f"{count_parameters(network):,}", f"{found.macs:,}")
     for name, total in zip(("output", "parameters", "MACs"), totals, strict=True):
         table.add_column(name, footer=total, justify="right", overflow="fold")
-    for row in rows:
+    for row in found.parts:
         table.add_row(row.name, _shape(row.shape), f"{row.parameters:,}", f"{row.macs:,}")
     return table
 
 
 def _sizes(network: nn.Module) -> str:
-    network = copy.deepcopy(network).cpu()
-    return f"state dict {state_dict_bytes(network) / 1e3:,.1f} kB, module {module_bytes(network) / 1e6:,.3f} MB"
+    network = bare_copy(network)
+    module = module_bytes(network)
+    sizes = f"state dict {state_dict_bytes(network) / 1e3:,.1f} kB"
+    # One that cannot be saved as a whole is trained as well as any other.
+    return sizes if module is None else f"{sizes}, module {module / 1e6:,.3f} MB"
 
 
 def _name(pl_module: LightningModule) -> str:

@@ -1,6 +1,5 @@
 """What a network costs where it is deployed, known before it is trained."""
 
-import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 
 from hps_lightning import complexity
 from hps_lightning.bluebox import describe
-from hps_lightning.bluebox.weights import bare_network
+from hps_lightning.bluebox.weights import bare_copy
 
 
 def network_costs(network: nn.Module, record: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
@@ -25,7 +24,7 @@ def network_costs(network: nn.Module, record: Mapping[str, Any], names: Collecti
     Returns:
         ``parameters``, ``macs``, and what of the above was asked for.
     """
-    made = _with_any_weights(bare_network(network))
+    made = _with_any_weights(network)
     costs: dict[str, float] = {
         "parameters": complexity.count_parameters(made),
         "macs": complexity.count_macs(made, tuple(record.get("image_size", complexity.IMAGE_SIZE))),
@@ -46,7 +45,7 @@ def _with_any_weights(network: nn.Module) -> nn.Module:
 
     Fresh biases and batch norms are all alike, and the export keeps equal tensors only once.
     """
-    made = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
+    made = bare_copy(network).to(memory_format=torch.contiguous_format)
     # A generator of its own: the training's random numbers stay as they are.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

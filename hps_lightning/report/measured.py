@@ -19,7 +19,8 @@ class Measured:
         name: of the network in the zoo, or of the folder that holds the result.
         dataset: "cifar10" or "cifar100".
         parameters: of the network.
-        size_mb: the whole module as PyTorch before 1.6 saves it, decimal megabytes.
+        size_mb: the whole module as PyTorch before 1.6 saves it, decimal megabytes; None where it
+            cannot.
         protocol: which images trained and validated.
         teacher: name of the network that it was distilled from; empty without one.
         epochs: of the training.
@@ -37,7 +38,7 @@ class Measured:
     name: str
     dataset: str
     parameters: int
-    size_mb: float
+    size_mb: float | None
     protocol: str
     teacher: str
     epochs: int
@@ -231,11 +232,12 @@ def _measured(
     source: str = "",
 ) -> Measured:
     validation = facts["metrics"]["final"].get("val/accuracy")
+    module_bytes = facts["network"]["module_bytes"]
     return Measured(
         name=name,
         dataset=facts["dataset"],
         parameters=facts["network"]["parameters"],
-        size_mb=facts["network"]["module_bytes"] / 1e6,
+        size_mb=None if module_bytes is None else module_bytes / 1e6,
         protocol=facts["protocol"],
         # Results of before there was distillation do not speak of it.
         teacher=(facts.get("distillation") or {"teacher": {"name": ""}})["teacher"]["name"],

@@ -24,7 +24,7 @@ def size_groups(table_rows: Sequence[Row], ours: Sequence[Measured], dataset: st
     measured = [
         plots.Point(f"ours: {run.name}{', distilled' if run.teacher else ''}", run.size_mb, run.accuracies[0])
         for run in ours
-        if run.dataset == dataset
+        if run.dataset == dataset and run.size_mb is not None
     ]
     groups = [plots.Group("the paper, printed size; a line leads to the computed size", printed, plots.VERMILLION, "s")]
     if measured:

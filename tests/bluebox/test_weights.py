@@ -3,8 +3,10 @@ import zipfile
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, weight_norm
 
 from hps_lightning.bluebox import bare_network, board_weights, describe
+from hps_lightning.bluebox.weights import bare_copy
 
 from .made import export, record
 
@@ -52,6 +54,22 @@ def test_a_networks_only_part_keeps_its_name_where_the_network_is_known(wrapper)
     network.network = nn.Linear(2, 3)
     state = {wrapper + name: value for name, value in network.state_dict().items()}
     assert list(board_weights(state, network)) == ["network.weight", "network.bias"]
+
+
+@pytest.mark.parametrize("computed_by", [lambda layer: prune.l1_unstructured(layer, "weight", 2), weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_what_is_computed_before_each_pass_is_copied(computed_by):
+    network = nn.Sequential(nn.Linear(3, 2))
+    computed_by(network[0])
+    images = torch.randn(4, 3)
+    copied = bare_copy(nn.DataParallel(network))
+    assert type(copied) is nn.Sequential
+    assert torch.equal(copied(images), network(images))
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert network(images).abs().sum() > 0, "the copy shares nothing with the network"
+    assert not copied(images).abs().sum() > 0, "it computes by its own parameters"
 
 
 def test_truth_values_become_what_a_board_reads():

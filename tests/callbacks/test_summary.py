@@ -3,12 +3,29 @@ import torch
 from torch import nn
 
 from hps_lightning import networks
-from hps_lightning.callbacks.summary import Summary, parts
+from hps_lightning.callbacks.summary import Costs, Summary, costs
 from hps_lightning.complexity import count_macs, count_parameters, module_bytes, state_dict_bytes
+from hps_lightning.modules import ImageClassifier
 
 from .helpers import LIGHTNING_WARNINGS, TinyData, quiet_trainer, tiny_classifier
 
 pytestmark = LIGHTNING_WARNINGS
+
+
+class Unusual(nn.Module):
+    """Lists, what returns more than a tensor, and what cannot be pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ModuleDict({"narrow": nn.Conv2d(4, 2, 1)})])
+        self.recurrent = nn.GRU(2, 6, batch_first=True)
+        self.head = nn.Linear(6, 10)
+        self.shortcut = lambda maps: maps
+
+    def forward(self, images):
+        maps = self.shortcut(self.blocks[1]["narrow"](self.blocks[0](images)))
+        _, last = self.recurrent(maps.mean(3).transpose(1, 2))
+        return self.head(last[0])
 
 
 def printed(capsys, folder, model=None, data=None, **arguments):
@@ -20,7 +37,7 @@ def printed(capsys, folder, model=None, data=None, **arguments):
 class TestParts:
     def test_hps_by_hand(self):
         network = networks.HighPerformanceSqueezeNext(stages=[1, 1, 1, 1])
-        found = parts(network)
+        found = costs(network).parts
         assert [part.name for part in found] == [
             "stem",
             "stage1",
@@ -51,9 +68,32 @@ class TestParts:
         ids=lambda network: type(network).__name__,
     )
     def test_parts_add_up(self, network):
-        found = parts(network)
+        found = costs(network).parts
         assert sum(part.macs for part in found) == count_macs(network)
         assert sum(part.parameters for part in found) == count_parameters(network)
+
+    def test_parts_in_lists_stand_for_them(self):
+        found = costs(Unusual())
+        assert [(part.name, part.shape) for part in found.parts] == [
+            ("blocks.0", (4, 30, 30)),
+            ("blocks.1.narrow", (2, 30, 30)),
+            ("recurrent", ()),
+            ("head", (10,)),
+        ]
+        assert [part.macs for part in found.parts][:2] == [30 * 30 * 4 * 27, 30 * 30 * 4 * 2]
+        assert found.macs >= count_macs(Unusual())
+        assert found.shape == (10,)
+
+    def test_what_runs_beside_the_parts_counts_as_a_whole(self):
+        class Lists(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(10, 3))
+
+            def forward(self, images):
+                return nn.functional.linear(images.mean((2, 3)), self.weight)
+
+        assert costs(Lists()) == Costs([], (10,), 30)
 
     def test_leaves_the_network_alone(self):
         model = tiny_classifier(dropout=0.5)
@@ -62,7 +102,7 @@ class TestParts:
         modes = [module.training for module in model.modules()]
         state = {name: value.clone() for name, value in model.state_dict().items()}
         random_state = torch.get_rng_state()
-        parts(model.network)
+        costs(model.network)
         assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random_state)
@@ -73,13 +113,18 @@ class TestPrinted:
     def test_table_holds_the_totals(self, capsys, tmp_path):
         text = printed(capsys, tmp_path)
         network = networks.HighPerformanceSqueezeNext(stages=[1, 1, 1, 1], width=0.1)
-        for part in parts(network):
+        for part in costs(network).parts:
             (line,) = (line for line in text.splitlines() if line.split()[:1] == [part.name])
             assert line.split()[-2:] == [f"{part.parameters:,}", f"{part.macs:,}"]
         (total,) = (line for line in text.splitlines() if line.split()[:1] == ["total"])
         assert total.split()[-2:] == [f"{count_parameters(network):,}", f"{count_macs(network):,}"]
         assert f"state dict {state_dict_bytes(network) / 1e3:,.1f} kB" in text
         assert f"module {module_bytes(network) / 1e6:,.3f} MB" in text
+
+    def test_any_network_is_trained(self, capsys, tmp_path):
+        text = printed(capsys, tmp_path, ImageClassifier(Unusual(), 10))
+        assert "recurrent" in text
+        assert "kB\n" in text, "without the size of the module"
 
     def test_says_what_is_trained_and_how(self, capsys, tmp_path):
         model = tiny_classifier(
