@@ -40,30 +40,31 @@ def locked(directory: Path) -> Iterator[int | None]:
     if fcntl is None:
         yield None
         return
-    path = directory / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = _take(directory)
     try:
-        _lock(directory, descriptor)
-        try:
-            yield descriptor
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        yield descriptor
     finally:
+        with contextlib.suppress(OSError):
+            (directory / LOCK_FILE).unlink()
         os.close(descriptor)
 
 
-def _lock(directory: Path, descriptor: int) -> None:
+def _take(directory: Path) -> int:
     end = time.monotonic() + PATIENCE
     while True:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(descriptor)
             if time.monotonic() > end:
                 raise UserError(f"{directory} is being trained by another process; wait for its end.") from error
             time.sleep(_PERIOD)
         except OSError:
             # Some network file systems have no locks; a training is worth more than one.
-            return
+            return descriptor
         else:
-            return
+            # Whoever had it may have removed the file since it was opened here; others would lock a new one.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)

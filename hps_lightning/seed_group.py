@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from hps_lightning.directory_lock import locked
+from hps_lightning.directory_lock import LOCK_FILE, locked
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
 
@@ -115,13 +115,21 @@ class SeedGroup:
             UserError: it cannot be written.
         """
         number = max((_number(path) for path in _directories(folder)), default=-1) + 1
-        group = cls(folder / f"seeds_{number}", list(arguments), list(seeds))
-        group._made = [path for path in (group.directory, *group.directory.parents) if not path.exists()]
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            group.directory.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                group = cls(folder / f"seeds_{number}", list(arguments), list(seeds))
+                try:
+                    group.directory.mkdir()
+                    break
+                except FileExistsError:
+                    # That of another command, begun at the same moment.
+                    number += 1
+            group._made = [group.directory, *made]
             group.config_path.write_text(config, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{group.directory} cannot be written: {error}") from error
+            raise UserError(f"{folder} cannot be written: {error}") from error
         # Last, since without it there is no group to find.
         group.save()
         return group
@@ -198,14 +206,21 @@ class SeedGroup:
         Raises:
             UserError: another process trains the group.
         """
-        with locked(self.directory) as descriptor:
+        with contextlib.ExitStack() as held:
+            try:
+                descriptor = held.enter_context(locked(self.directory))
+            except OSError as error:
+                raise UserError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
             newest = SeedGroup.load(self.directory)
             self.figures, self.test = newest.figures, newest.test
             yield descriptor
 
     def discard_if_empty(self) -> bool:
-        """Removes what :meth:`create` made, if no training has left anything there; whether it did."""
-        ours = [self.directory / GROUP_FILE, self.config_path]
+        """Removes what :meth:`create` made, if no training has left anything there; whether it did.
+
+        To be called by whoever has the lock.
+        """
+        ours = [self.directory / GROUP_FILE, self.config_path, self.directory / LOCK_FILE]
         if not self._made or not set(self.directory.iterdir()) <= set(ours):
             return False
         for path in ours:

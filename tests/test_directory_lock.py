@@ -1,4 +1,5 @@
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -54,6 +55,24 @@ def test_a_lock_that_is_soon_free_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: (waited.append(seconds), held.close()))
     with locked(tmp_path):
         assert len(waited) == 1
+
+
+def test_a_lock_file_that_its_holder_removes_meanwhile_locks_nothing(tmp_path, monkeypatch):
+    opened = []
+    original = os.open
+
+    def open_and_remove(path, *arguments):
+        descriptor = original(path, *arguments)
+        if not opened:
+            os.unlink(path)
+        opened.append(path)
+        return descriptor
+
+    monkeypatch.setattr("os.open", open_and_remove)
+    with locked(tmp_path):
+        assert len(opened) == 2
+        with pytest.raises(UserError), locked(tmp_path):
+            pass
 
 
 def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):

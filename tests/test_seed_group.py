@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 
@@ -121,8 +122,23 @@ def test_no_two_processes_train_the_same_group(group):
 
 
 def test_an_empty_group_is_removed_with_the_folders_that_were_made_for_it(group, tmp_path):
-    assert group.discard_if_empty()
+    with group.locked():
+        assert group.discard_if_empty()
     assert not list(tmp_path.iterdir())
+
+
+def test_commands_that_begin_at_once_make_a_group_each(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "net"
+    SeedGroup.create(folder, [], [0], CONFIG)
+    # It has looked before the other made its folder.
+    monkeypatch.setattr("hps_lightning.seed_group._directories", lambda folder: [])
+    assert SeedGroup.create(folder, [], [0], CONFIG).directory == folder / "seeds_1"
+
+
+def test_a_group_that_cannot_be_locked_is_one_error(group):
+    shutil.rmtree(group.directory)
+    with pytest.raises(UserError, match="seeds_0 cannot be written: No such file"), group.locked():
+        pass
 
 
 def test_nothing_else_is_removed(tmp_path):

@@ -43,6 +43,9 @@ _EXCLUDED = {
     "--print_config": "leave --seeds out to see the config",
 }
 
+# How many processes torchrun or srun has started together.
+_PROCESSES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
 
 def parse_seeds(text: str | None) -> list[int]:
     """The seeds that ``--seeds`` names: the first N for a number N, or those of a list.
@@ -89,6 +92,13 @@ def run_fit_seeds(argv: list[str]) -> int:
     seeds, rest = _take_seeds(argv)
     if asks_for_help(option for option, _ in option_values(rest)):
         return run_lightning("fit", rest)
+    counts = [count for name in _PROCESSES if (count := os.environ.get(name, "")).isdecimal()]
+    together = max(map(int, counts), default=1)
+    if together > 1:
+        raise UserError(
+            f"--seeds trains one seed after the other by itself, and {together} processes were started together, each "
+            "of which would. Start it once; or train one seed a job: --seed_everything SEED."
+        )
     folder, config = _plan(rest, seeds)
     group = SeedGroup.find_unfinished(folder, seeds, config)
     found = group is not None

@@ -202,6 +202,15 @@ def test_one_seed_can_be_continued_by_itself(story, monkeypatch, capsys):
     assert [path.name for path in GROUP.parent.iterdir()] == ["seeds_0"], "in its own folder"
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_were_started_together_are_refused(hps, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "4")
+    status, _, err = hps("fit", *RECIPE, "--seeds=2")
+    assert status == 2
+    assert "4 processes were started together" in err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.train
 def test_a_mistake_that_only_the_training_finds_leaves_nothing_behind(hps, tmp_path):
     status, out, err = hps("fit", *RECIPE, "--data.dataset=cifar10", "--data.root=/nowhere/at/all", "--seeds=2")
