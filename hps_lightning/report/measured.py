@@ -231,7 +231,8 @@ def _measured(
     command: str = "",
     source: str = "",
 ) -> Measured:
-    validation = facts["metrics"]["final"].get("val/accuracy")
+    # Under other protocols it is that of the test images.
+    validation = facts["metrics"]["final"].get("val/accuracy") if facts["protocol"] == "holdout" else None
     module_bytes = facts["network"]["module_bytes"]
     return Measured(
         name=name,

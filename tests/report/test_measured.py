@@ -56,10 +56,16 @@ def test_what_is_published_here_is_read():
         assert run.accuracies[0] == pytest.approx(100 * recorded["test"]["accuracy"], abs=1e-4)
 
 
+def test_an_accuracy_on_test_images_is_none_on_the_hold_out(tmp_path):
+    write(tmp_path / "a run" / "benchmark.json", facts(metrics={"final": {"val/accuracy": 0.7}}, protocol="paper"))
+    (run,) = trainings(tmp_path)
+    assert run.validation is None
+
+
 def test_a_training_has_the_accuracy_of_its_last_validation(tmp_path):
     final = {"val/accuracy": 0.725}
     gpu = {**HARDWARE, "gpu": "Some GPU"}
-    untested = facts(metrics={"final": final}, hardware=gpu)
+    untested = facts(metrics={"final": final}, hardware=gpu, protocol="holdout")
     del untested["test"]
     write(tmp_path / "a run" / "benchmark.json", untested)
     (run,) = trainings(tmp_path)
