@@ -3,6 +3,7 @@
 Those of several seeds lie together, as ``runs/NAME/seeds_K/seed_S`` (see ``seed_group``).
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,14 @@ class Run:
     def directory(self) -> Path:
         """The run's folder."""
         return self.save_dir / self.name / self.version
+
+
+def expanded(folder: str) -> str:
+    """A folder's name with the user's home and the environment's variables in their places.
+
+    A shell does so, but not in a config; and of Lightning's parts some do it, and some do not.
+    """
+    return os.path.expanduser(os.path.expandvars(folder))
 
 
 def run_of(checkpoint: Path) -> Run | None:

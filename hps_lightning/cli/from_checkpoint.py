@@ -14,7 +14,7 @@ from hps_lightning.cli.run_config import foreign, own_words, read_run_config
 from hps_lightning.config_files import read_config
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY, ImageClassifier, class_path
-from hps_lightning.runs import RUNS, Run, run_of
+from hps_lightning.runs import RUNS, Run, expanded, run_of
 
 
 def with_checkpoint(
@@ -109,7 +109,7 @@ def _runs_folder(pairs: Iterable[tuple[str, str | None]]) -> Path:
             trainer = read_config(Path(value)).get("trainer")
             if isinstance(trainer, dict) and isinstance(trainer.get("default_root_dir"), str):
                 folder = trainer["default_root_dir"]
-    return Path(os.path.expanduser(folder or RUNS))
+    return Path(expanded(folder or RUNS))
 
 
 def import_own_network(record: Mapping[str, Any], words: Collection[str]) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from hps_lightning.event_log import SteadyTensorBoardLogger
 from hps_lightning.modules import CLASSIFIERS, ImageClassifier
 from hps_lightning.optim import PAPER_OPTIMIZER, LRSchedule
 from hps_lightning.precision import fast_precision
-from hps_lightning.runs import RUNS, Run, run_name
+from hps_lightning.runs import RUNS, Run, expanded, run_name
 
 # What jsonargparse lets through of what its own parts raise on values that they do not expect.
 _PARSER_ERRORS = (
@@ -204,7 +203,7 @@ class HPSCLI(LightningCLI):
         if trainer.precision is None:
             trainer.precision = fast_precision(trainer.accelerator)
         if isinstance(trainer.default_root_dir, str):
-            trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+            trainer.default_root_dir = expanded(trainer.default_root_dir)
         self.save_config_kwargs["chose_logger"] = trainer.logger not in (None, True)
         trainer.logger = self._logger(config)
         callbacks: list[Any] = [*self.further_callbacks, EndTogether(), Resume(), Summary()]
@@ -247,6 +246,7 @@ class HPSCLI(LightningCLI):
         if _is_tensorboards(given):
             # Lightning would log hyper-parameters without metrics; the dashboard logs them with.
             given.init_args.default_hp_metric = False
+            given.init_args.save_dir = expanded(str(given.init_args.save_dir))
             if self.run_folder is not None:
                 given.init_args.save_dir = str(self.run_folder.save_dir)
                 given.init_args.name = self.run_folder.name

@@ -101,14 +101,16 @@ def test_a_checkpoint_in_a_config_is_refused(hps, tmp_path):
 
 
 @pytest.mark.train
-def test_runs_lie_where_a_config_says_and_in_the_users_home(hps, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["~/trained", "$SCRATCH/trained"])
+def test_runs_lie_where_a_config_says_and_in_the_users_home(hps, tmp_path, monkeypatch, folder):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "mine.yaml").write_text("trainer: {default_root_dir: ~/trained}\n")
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "home"))
+    (tmp_path / "mine.yaml").write_text(f"trainer: {{default_root_dir: {folder}}}\n")
     status, out, err = hps("fit", "--model=hps", *TINY, "--config=mine.yaml", "--trainer.max_epochs=1")
     assert status == 0, err
     weights = next(tmp_path.glob("home/trained/*/version_0/checkpoints/weights.ckpt"))
     assert f"hps test --ckpt_path {weights.with_name('best.ckpt').relative_to(tmp_path)}" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "mine.yaml"]
-    for folder in ("--config=mine.yaml", "--trainer.default_root_dir=~/trained"):
-        status, _, err = hps("validate", "--ckpt_path=best", folder, "--trainer.limit_val_batches=1")
+    for told in ("--config=mine.yaml", f"--trainer.default_root_dir={folder}"):
+        status, _, err = hps("validate", "--ckpt_path=best", told, "--trainer.limit_val_batches=1")
         assert status == 0, err
