@@ -61,7 +61,13 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, job: Job | None = None) -> HPSCLI:
+def run_cli(
+    command: str,
+    argv: list[str],
+    cli: Callable[..., HPSCLI] = HPSCLI,
+    job: Job | None = None,
+    own: Sequence[str] = (),
+) -> HPSCLI:
     """Runs a subcommand of Lightning's CLI; returns what ran it, with its trainer.
 
     Args:
@@ -69,6 +75,7 @@ def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, 
         argv: the user's arguments after it.
         cli: what is made of them; called with arguments, record and run of an :class:`HPSCLI`.
         job: of a training that goes on when it is started again.
+        own: arguments by which the user began a training that goes on, which name the classes that it may import.
 
     Raises:
         UserError: something that the user gave cannot be used.
@@ -84,7 +91,7 @@ def run_cli(command: str, argv: list[str], cli: Callable[..., HPSCLI] = HPSCLI, 
             # The run's config has the rest; an option that adds to a list would add again.
             tokens = [f"--ckpt_path={checkpoint}"]
         cli = partial(cli, callbacks=[JobRecord(job, argv, checkpoint)])
-    tokens, record, run = with_checkpoint(command, tokens, typed)
+    tokens, record, run = with_checkpoint(command, tokens, [*typed, *expand(list(own))])
     try:
         with ending_together():
             return cli([command, *tokens], record, run or begun)

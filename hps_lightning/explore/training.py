@@ -2,11 +2,12 @@
 
 import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities import rank_zero_only
 
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError
 from hps_lightning.cli.hps_cli import HPSCLI
@@ -24,6 +27,11 @@ from hps_lightning.explore.quantities import ERROR
 from hps_lightning.files import DISK_ERRORS
 
 _METRIC = "val/accuracy"
+
+# By which Lightning finds out that a process is one of several.
+_JOB_VARIABLE = re.compile(
+    r"(SLURM_.*|TORCHELASTIC_.*|RANK|LOCAL_RANK|GROUP_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE)$"
+)
 
 
 class _DeclinedError(Exception):
@@ -68,6 +76,17 @@ class Correspondent(Callback):
             )
         if not trainer.max_epochs or trainer.max_epochs < 1:
             raise UserError(f"A trial needs a number of epochs, got trainer.max_epochs {trainer.max_epochs}.")
+        if trainer.check_val_every_n_epoch != 1 or not trainer.limit_val_batches:
+            raise UserError(
+                "A trial validates in every epoch: leave out trainer.check_val_every_n_epoch "
+                f"{trainer.check_val_every_n_epoch} and trainer.limit_val_batches {trainer.limit_val_batches}."
+            )
+        ends = _ends_early(trainer)
+        if ends:
+            raise UserError(
+                f"A trial trains for all its epochs, since errors are compared after the last: leave out {ends}. The "
+                "study's `pruner` stops what is clearly worse than others."
+            )
         costs = None
         if self._measured is not None:
             costs = network_costs(pl_module.network, pl_module.record(), self._measured)
@@ -81,6 +100,16 @@ class Correspondent(Callback):
         error = 1 - float(trainer.callback_metrics[_METRIC])
         if not self._ask("epoch", {"epoch": trainer.current_epoch, ERROR: error}):
             trainer.should_stop = True
+
+
+def _ends_early(trainer: Trainer) -> str | None:
+    """What may end a training before its last epoch, as the user calls it."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, EarlyStopping):
+            return type(callback).__name__
+        if isinstance(callback, Timer):
+            return "trainer.max_time"
+    return None if trainer.max_steps == -1 else f"trainer.max_steps {trainer.max_steps}"
 
 
 class _TrialCLI(HPSCLI):
@@ -110,6 +139,7 @@ def train(
     measured: Collection[str] | None,
     log: str | None,
     environment: Mapping[str, str],
+    own: Sequence[str] = (),
 ) -> None:
     """Runs `hps fit` in a process of its own.
 
@@ -122,15 +152,18 @@ def train(
         measured: see :class:`Correspondent`.
         log: where the output goes; nowhere if None.
         environment: the worker's, since the process that made this one may have an older one.
+        own: see ``run_cli``.
     """
     os.environ.clear()
-    os.environ.update(environment)
+    # Where torchrun or srun has started several workers, each trial still trains alone, and logs.
+    os.environ.update({name: value for name, value in environment.items() if not _JOB_VARIABLE.match(name)})
+    rank_zero_only.rank = 0
     # Ctrl+C reaches all processes of a terminal; the worker decides what becomes of its trial.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_worker, daemon=True).start()
     _redirect(log)
     try:
-        run_cli("fit", argv, partial(_TrialCLI, callbacks=[Correspondent(connection, measured)]))
+        run_cli("fit", argv, partial(_TrialCLI, callbacks=[Correspondent(connection, measured)]), own=own)
         last = ("done", None)
     except _DeclinedError:
         last = ("declined", None)

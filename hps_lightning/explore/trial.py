@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -124,7 +124,11 @@ class TrialFolder:
 
 
 def run_training(
-    argv: list[str], answer: Answer, log: Path | None = None, measured: Collection[str] | None = ()
+    argv: list[str],
+    answer: Answer,
+    log: Path | None = None,
+    measured: Collection[str] | None = (),
+    own: Sequence[str] = (),
 ) -> str:
     """Runs `hps fit` in a process of its own, and answers its questions.
 
@@ -136,6 +140,7 @@ def run_training(
         answer: told of the network and of each epoch; whether to go on.
         log: takes its output.
         measured: see ``training.Correspondent``.
+        own: see ``run_cli``.
 
     Returns:
         "done", or "declined" where ``answer`` did not want the network.
@@ -149,7 +154,7 @@ def run_training(
     try:
         context = _context()
         here, there = context.Pipe()
-        arguments = (there, argv, measured, None if log is None else str(log), dict(os.environ))
+        arguments = (there, argv, measured, None if log is None else str(log), dict(os.environ), own)
         process = context.Process(target=_train, args=arguments)
         process.start()
     except OSError as error:

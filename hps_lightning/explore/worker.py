@@ -272,20 +272,22 @@ class Worker:
             if error is not None and COSTS in trial.user_attrs:
                 self.say(f"trial {trial.number}: was trained already")
                 return progress.finish(error)
+        argv = [*self.exploration.base, *option_tokens(options)]
         for checkpoint in folder.checkpoints():
             try:
-                return self._trained([f"--ckpt_path={checkpoint}"], progress, folder)
+                return self._trained([f"--ckpt_path={checkpoint}"], progress, folder, argv)
             except (StorageDownError, DivergedError):
                 raise
             except UserError as error:
                 # Damaged, since the worker or its machine died.
                 self.say(f"trial {trial.number}: does not go on from {checkpoint.name}, which is of no use: {error}")
-        argv = [*self.exploration.base, *option_tokens(options), *option_tokens({"trainer.logger": folder.logger()})]
-        return self._trained(argv, progress, folder)
+        return self._trained([*argv, *option_tokens({"trainer.logger": folder.logger()})], progress, folder)
 
-    def _trained(self, argv: list[str], progress: "_Progress", folder: TrialFolder) -> Sequence[float]:
+    def _trained(
+        self, argv: list[str], progress: "_Progress", folder: TrialFolder, own: Sequence[str] = ()
+    ) -> Sequence[float]:
         measured = None if progress.costs else self.exploration.quantities
-        if run_training(argv, progress.answer, folder.log, measured) == "declined":
+        if run_training(argv, progress.answer, folder.log, measured, own) == "declined":
             raise TrialPruned("over the limits")
         # So trainings work here.
         self._crashed.clear()

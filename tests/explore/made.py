@@ -43,17 +43,20 @@ class MadeTraining:
 
     Attributes:
         calls: arguments of `hps fit`, and what was to be measured, of each.
+        own: arguments by which each had been begun that goes on.
         interrupt: an exception for the given number of epochs to raise, once.
         error: the error of a network of some width after an epoch.
     """
 
     def __init__(self, error=lambda width, epoch: (1 - width) / (epoch + 1)):
         self.calls = []
+        self.own = []
         self.interrupt = None
         self.error = error
 
-    def __call__(self, argv, answer, log=None, measured=()):
+    def __call__(self, argv, answer, log=None, measured=(), own=()):
         self.calls.append((argv, measured))
+        self.own.append(list(own))
         if log is None:
             return "declined"
         run = log.parent / "version_0"

@@ -97,7 +97,7 @@ def test_where_there_are_no_locks_a_trial_is_at_work_all_the_same(tmp_path, monk
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_the_options(monkeypatch, error, cause, last):
-    def fit(*arguments):
+    def fit(*arguments, **named):
         raise UserError(error) from cause
 
     messages = []
@@ -121,6 +121,31 @@ def test_what_is_being_written_is_not_taken_over(tmp_path):
 
 
 @pytest.mark.train
+def test_classes_that_its_user_named_are_known_when_a_trial_goes_on(tmp_path):
+    folder = TrialFolder(tmp_path, 0)
+    own = [*FIT, "--optimizer=pytorch_optimizer.Lion", "--optimizer.lr=0.001"]
+    argv = [*own, *option_tokens({"trainer.logger": folder.logger()})]
+    run_training(argv, lambda name, content: content.get("epoch") != 0, folder.log, None)
+    epochs = []
+    go_on = [f"--ckpt_path={folder.checkpoints()[0]}"]
+    with pytest.raises(UserError, match="Lion"):
+        run_training(go_on, refuse, folder.log, None)
+    run_training(go_on, lambda name, content: not epochs.append(content.get("epoch")), folder.log, None, own)
+    assert epochs[-2:] == [1, 2]
+
+
+@pytest.mark.train
+def test_a_trial_of_a_worker_among_several_trains_alone_and_logs(tmp_path, monkeypatch):
+    for name, value in {"PROCID": 1, "LOCALID": 1, "NTASKS": 2, "NODEID": 0, "JOB_NAME": "x", "JOB_ID": 1}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    folder = TrialFolder(tmp_path, 0)
+    argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
+    assert run_training(argv, lambda name, content: True, folder.log, None) == "done"
+    assert list(folder.run.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.train
 def test_a_network_that_is_not_wanted_is_not_trained(tmp_path):
     folder = TrialFolder(tmp_path, 0)
     argv = [*FIT, *option_tokens({"trainer.logger": folder.logger()})]
@@ -135,6 +160,11 @@ def test_a_network_that_is_not_wanted_is_not_trained(tmp_path):
     [
         (["--data.protocol=paper"], "would choose by the test images"),
         (["--data.protocol=full"], "nothing validates"),
+        (["--trainer.check_val_every_n_epoch=2"], "leave out trainer.check_val_every_n_epoch 2"),
+        (["--trainer.limit_val_batches=0"], "trainer.limit_val_batches 0"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"], "leave out EarlyStopping"),
+        (["--trainer.max_time=00:00:01:00"], "leave out trainer.max_time"),
+        (["--trainer.max_steps=3"], "leave out trainer.max_steps 3"),
         (["--model.widht=1"], "widht"),
         (["--model.width=0"], "width must be greater than 0"),
     ],

@@ -205,6 +205,16 @@ def test_ctrl_c_puts_the_trial_back_and_it_goes_on_where_it_was(tmp_path, traini
     assert (TrialFolder(at_work.folder, 0).run / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_a_trial_goes_on_as_its_user_began_it(tmp_path, training):
+    training.interrupt = (2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        worker(tmp_path).work()
+    worker(tmp_path).work()
+    (begun, _), (again, _) = training.calls[:2]
+    assert again[0].startswith("--ckpt_path=")
+    assert training.own[:2] == [[], [token for token in begun if not token.startswith("--trainer.logger")]]
+
+
 def test_a_training_that_diverges_is_a_trial_that_stopped_early(tmp_path, monkeypatch):
     made = MadeTraining()
     outcomes = iter([False, True, False])
