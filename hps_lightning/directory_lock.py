@@ -52,7 +52,7 @@ def locked(directory: Path) -> Iterator[int | None]:
 def _take(directory: Path) -> int:
     end = time.monotonic() + PATIENCE
     while True:
-        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
