@@ -1,7 +1,6 @@
 """The folder of a training's run: one that can be written, and that no other training has."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
 from hps_lightning.files import check_writable
+from hps_lightning.runs import expanded
 
 # Those that give each training a folder with a number of its own.
 _NUMBERED = (TensorBoardLogger, CSVLogger)
@@ -66,7 +66,7 @@ def _numbered_folders(loggers: Sequence[TensorBoardLogger | CSVLogger]) -> Itera
 def _folder(logger: TensorBoardLogger | CSVLogger) -> Path:
     """A run's folder; TensorBoard's logs may lie in one below."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(os.path.expanduser(os.path.expandvars(os.path.join(logger.root_dir, version))))
+    return Path(expanded(logger.root_dir), version)
 
 
 def _make(folder: Path, of_its_own: bool, held: contextlib.ExitStack) -> bool:
