@@ -38,6 +38,9 @@ On x86, give sessions of `{INT8_FILE}` options with
 sums in 8 bits overflow without it, and the answers are wrong. On those with AMX, answers in 8 bits that several threads
 compute are wrong before ONNX Runtime 1.25: have it, or set `options.intra_op_num_threads = 1`. Arm processors need
 nothing."""
+# Of the standard library, what a board's Python 3.5 may not have yet.
+_NEWER_THAN_THE_BOARD = {"annotationlib", "compression", "contextvars", "dataclasses", "graphlib", "secrets", "tomllib"}
+_NEWER_THAN_THE_BOARD |= {"zoneinfo"}
 _GOLDEN_IMAGES = 8
 _GOLDEN_FRAME = (75, 100)
 
@@ -142,7 +145,7 @@ def _warn_of_imports(name: str, source: bytes) -> None:
             needed += [alias.name for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom):
             needed.append("." * statement.level + (statement.module or ""))
-    held = {"numpy", "torch", *sys.stdlib_module_names}
+    held = {"numpy", "torch", *sys.stdlib_module_names} - _NEWER_THAN_THE_BOARD
     missing = sorted({module for module in needed if module.split(".")[0] not in held})
     if missing:
         say_trouble(

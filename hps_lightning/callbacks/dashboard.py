@@ -45,7 +45,8 @@ class Dashboard(Callback):
     metric of the HPARAMS tab.
 
     Args:
-        samples: number of images, the first of the set, whose predictions are shown; 0 for none, at most 100.
+        samples: number of images, the first of the set, whose predictions are shown; 0 for none, at most 100. Of
+            several processes, those that the first one evaluates.
         graph: whether the network's graph is written.
 
     Raises:
@@ -154,7 +155,8 @@ class Dashboard(Callback):
         counts = evaluation.counts()
         if not trainer.is_global_zero:
             return
-        for name, figure in _figures(evaluation, counts, getattr(trainer.datamodule, "info", None), stage).items():
+        info = getattr(trainer.datamodule, "info", None)
+        for name, figure in _figures(evaluation, counts, info, stage, trainer.world_size).items():
             pixels = render(figure)
             for logger in tensorboards(trainer):
                 logger.experiment.add_image(f"{stage}/{name}", pixels, trainer.global_step, dataformats="HWC")
@@ -192,7 +194,7 @@ def _append(kept: Tensor, more: Tensor) -> Tensor:
     return torch.cat([kept, more]) if len(kept) else more
 
 
-def _figures(evaluation: _Evaluation, counts: Tensor, info: Any, stage: str) -> dict[str, Figure]:
+def _figures(evaluation: _Evaluation, counts: Tensor, info: Any, stage: str, processes: int) -> dict[str, Figure]:
     # Without a data module of ours, classes have numbers and images are shown as the network sees them.
     names = [str(index) for index in range(len(counts))] if info is None else info.classes
     images = {"val": "validation images", "test": "test images"}[stage]
@@ -205,8 +207,10 @@ def _figures(evaluation: _Evaluation, counts: Tensor, info: Any, stage: str) -> 
         )
     if evaluation.samples:
         pixels = denormalise(evaluation.images, getattr(info, "mean", (0.0,) * 3), getattr(info, "std", (1.0,) * 3))
+        # Of several processes, each sees a share of the images.
+        which = "the first" if processes == 1 else "the first process's first"
         figures["samples"] = samples_figure(
-            pixels, evaluation.labels, evaluation.probabilities, names, f"{title}, the first {len(pixels)}"
+            pixels, evaluation.labels, evaluation.probabilities, names, f"{title}, {which} {len(pixels)}"
         )
     return figures
 

@@ -44,8 +44,11 @@ class Distillation(Callback):
     def __init__(self, teacher: str, weight: float = 0.9, temperature: float = 4.0) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"Distillation: weight must be greater than 0 and at most 1, got {weight!r}.")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"Distillation: temperature must be greater than 0 and finite, got {temperature!r}.")
+        # Its square is part of the loss.
+        if not (temperature > 0 and 0 < temperature * temperature < math.inf):
+            raise UserError(
+                f"Distillation: temperature must be greater than 0 and finite, its square too, got {temperature!r}."
+            )
         self.teacher = teacher
         self.weight = weight
         self.temperature = temperature

@@ -30,9 +30,9 @@ class ProgressiveResolution(Callback):
     def resolution(self, epoch: int, max_epochs: int) -> float:
         """The part of the sides that an epoch sees; epochs count from 0."""
         # Rounding must not let a whole number fall short of itself.
-        step = int(epoch * self.steps / (self.until * max_epochs) + 1e-9)
+        step = epoch * self.steps / (self.until * max_epochs) + 1e-9
         # Exactly: less by a rounding would let each batch pay for a resize that changes nothing.
-        return 1.0 if step >= self.steps else self.start + (1 - self.start) * step / self.steps
+        return 1.0 if step >= self.steps else self.start + (1 - self.start) * int(step) / self.steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a network that has no resolution to change."""

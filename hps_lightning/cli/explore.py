@@ -71,6 +71,7 @@ def run_explore(argv: list[str]) -> int:
             claim_folder(folder, study_record(study, url))
             worker = Worker(study, exploration, url, folder, arguments.heartbeat, say=_say)
             with _terminated_as_interrupted():
+                _say("Trying the options in one corner of the space; a data set that is missing is downloaded with it.")
                 worker.check()
                 worker.work()
         except KeyboardInterrupt as interruption:

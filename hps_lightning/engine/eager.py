@@ -3,9 +3,9 @@
 import os
 
 EAGER_VARIABLE = "HPS_EAGER"
-"""Set to anything, this environment variable trains without kernels of our own and without graphs, for comparison."""
+"""Set to 1, this environment variable trains without kernels of our own and without graphs, for comparison."""
 
 
 def eager() -> bool:
-    """Whether the variable is set."""
-    return bool(os.environ.get(EAGER_VARIABLE))
+    """Whether the variable is set, and not to 0."""
+    return os.environ.get(EAGER_VARIABLE, "0") not in ("", "0")

@@ -117,7 +117,7 @@ class _FastBlock(SqueezeNextBlock):
         branch = self.separable2(self.separable1(self.squeeze2(branch)))
         summed = _unit(self.expand, branch, self.expand[0].stride, activated_after=True, shortcut=beside)
         # The last ReLU has nothing left to do where both summands went through one. An ELU has.
-        activated = isinstance(shortcut, _FastUnit) or self.follows_block
+        activated = isinstance(shortcut, _FastUnit) or (self.follows_block and isinstance(shortcut, nn.Identity))
         return summed if activated and _activation(self.expand) == _RELU else self.activation(summed)
 
 

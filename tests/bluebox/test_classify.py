@@ -117,7 +117,7 @@ HUGE = numpy_file(np.zeros((20, 30, 3), np.uint8)).replace(SHAPE, b"(1000000, 10
 BROKEN = {
     "text.png": (b"not a picture", "Pillow finds no image in it"),
     "empty.png": (b"", "Pillow finds no image in it"),
-    "cut.png": (None, "Pillow finds no image in it"),
+    "cut.png": (None, "Pillow finds no image in it that it can read ("),
     "cut.ppm": (b"P6 30 20 255\n" + b"1" * 100, "it is cut off"),
     "deep.ppm": (b"P6 30 20 65535\n" + b"1" * 3600, "no PPM or PGM of 8 bits"),
     "nothing.ppm": (b"P6 0 0 255\n", "the frame is empty"),

@@ -220,10 +220,10 @@ def test_what_ones_own_network_needs_beyond_the_bundle_is_said(own, tmp_path, ca
     assert capsys.readouterr().err == ""
     needy = own("needy.py")
     code = (tmp_path / "needy.py").read_text()
-    imports = "import os.path, timm.layers, torch.nn\nfrom . import blocks\nfrom hps_lightning import zoo"
+    imports = "import dataclasses, os.path, timm.layers, torch.nn\nfrom . import blocks\nfrom hps_lightning import zoo"
     (tmp_path / "needy.py").write_text(f"{imports}\n{code}")
     make_bundle(needy, tmp_path / "bundle")
-    assert "needy.py imports ., hps_lightning, timm.layers, which" in capsys.readouterr().err
+    assert "needy.py imports ., dataclasses, hps_lightning, timm.layers, which" in capsys.readouterr().err
     (tmp_path / "needy.py").write_text("def broken(:")
     with pytest.raises(UserError, match=r"needy\.py has been changed and is no Python any more"):
         make_bundle(needy, tmp_path / "bundle")

@@ -230,6 +230,7 @@ class TestEvaluation:
 
         def draw(images, labels, probabilities, names, title):
             shown.append((images, labels, probabilities))
+            assert title == "Tiny-10, test images, the first 7"
             return samples_figure(images, labels, probabilities, names, title)
 
         monkeypatch.setattr(dashboard, "samples_figure", draw)

@@ -682,6 +682,18 @@ def test_a_shortcut_that_samples_other_pixels_is_no_way_to_the_same():
         block(torch.randn(2, 8, 8, 8))
 
 
+def test_a_shortcut_of_ones_own_is_activated_as_usual():
+    def make():
+        later = SqueezeNextBlock(8, 8, 1, KERNELS)
+        later.shortcut = nn.Conv2d(8, 8, 1)
+        return nn.Sequential(SqueezeNextBlock(8, 8, 1, KERNELS), later)
+
+    network, images = _decided(make, (4, 8, 7, 9), margin=1e-4)
+    output = _step(network, images, fused=True)["output"]
+    assert output.min() >= 0
+    _agree(_step(network, images, fused=True), _exact(network, images), 1e-3)
+
+
 @pytest.mark.parametrize("name", ["squeeze1", "squeeze2", "expand", "shortcut"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_block_of_which_one_unit_is_left_alone(stride, name):

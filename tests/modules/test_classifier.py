@@ -536,6 +536,7 @@ def test_the_kernels_train_as_pytorch_s_own(monkeypatch, precision):
 @needs_compiler
 def test_the_variable_holds_for_each_training(monkeypatch):
     module = _conv()
+    monkeypatch.setenv("HPS_EAGER", "0")
     _trainer(max_epochs=1).fit(module, _loader())
     assert module.fused is not None
     monkeypatch.setenv("HPS_EAGER", "1")

@@ -84,8 +84,11 @@ def _with_pillow(file):
             return np.array(image.convert("RGB"))
     except FrameError:
         raise
-    except Exception:  # Pillow's plugins raise errors of every kind for a broken file.
-        raise FrameError("Pillow finds no image in it")
+    except Exception as error:  # Pillow's plugins raise errors of every kind for a broken file.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if reason.startswith("cannot identify"):
+            raise FrameError("Pillow finds no image in it")
+        raise FrameError("Pillow finds no image in it that it can read ({})".format(reason))
 
 
 def _print(line):
