@@ -46,12 +46,16 @@ def prepare(system: Path) -> None:
     """Lays out the aarch64 system, once: Debian's Python, and wheels in ``site/``.
 
     Raises:
-        MissingPartError: a tool or a download is missing.
+        MissingPartError: a tool or a download is missing, or the folder holds something else.
     """
-    finished = system / "finished"
+    begun, finished = system / "begun", system / "finished"
     if finished.exists():
         return
+    if system.exists() and not begun.exists() and (not system.is_dir() or any(system.iterdir())):
+        raise MissingPartError(f"{system} holds something else; choose an empty or new folder: --system FOLDER")
     shutil.rmtree(system, ignore_errors=True)
+    system.mkdir(parents=True)
+    begun.touch()
     # Only unpacked: nothing of it is ever installed or started but its Python.
     include = "--include=python3,libgomp1,libstdc++6"
     _run(["debootstrap", "--foreign", "--arch=arm64", "--variant=minbase", include, RELEASE, str(system)])
@@ -75,8 +79,10 @@ def main() -> int:
     parser.add_argument(
         "--system", type=Path, default=Path("build/cortex-a72"), help="where the aarch64 system is laid out"
     )
-    parser.add_argument("--output", type=Path, help="file that keeps what the self-test prints")
+    parser.add_argument("--output", type=Path, help="file that keeps what the self-test prints, if it passes")
     arguments = parser.parse_args()
+    if not (arguments.bundle / "selftest.py").is_file():
+        parser.error(f"{arguments.bundle} is no bundle: it has no selftest.py")
     try:
         prepare(arguments.system)
         version = _run(["qemu-aarch64", "--version"]).splitlines()[0]
@@ -91,7 +97,7 @@ def main() -> int:
         f"{version}, as a {PROCESSOR}, on {platform.machine()}; times are the emulator's, not a board's\n{done.stdout}"
     )
     print(text, end="")
-    if arguments.output:
+    if arguments.output and done.returncode == 0:
         arguments.output.write_text(text, encoding="utf-8")
     return done.returncode
 

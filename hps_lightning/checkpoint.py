@@ -17,6 +17,7 @@ from hps_lightning.files import replaced_whole
 from hps_lightning.installed import published_folder
 from hps_lightning.modules import CLASSIFIERS, RECORD_FORMAT, RECORD_KEY, ImageClassifier
 from hps_lightning.optim import optimizer_class, schedule_class
+from hps_lightning.state_shapes import state_shapes
 
 _CLASSES = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
 
@@ -180,15 +181,12 @@ def check_network(path: str | os.PathLike, checkpoint: dict[str, Any]) -> None:
     if any(sum(blocks for blocks in value if isinstance(blocks, int)) > len(weights) for value in _lists(arguments)):
         raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")
     try:
-        with torch.device("meta"):
-            expected = classifier(**arguments).state_dict()
+        expected = state_shapes(classifier, arguments)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # Arguments of any kind may reach any line of a network.
         raise UserError(f"{path}: its network {classifier.__name__} cannot be built: {error}") from error
-    if {key: value.shape for key, value in expected.items()} != {
-        key: getattr(value, "shape", None) for key, value in weights.items()
-    }:
+    if expected != {key: getattr(value, "shape", None) for key, value in weights.items()}:
         raise UserError(f"{path}: the weights do not fit the network that the checkpoint names.")
     # One value in the file may stand for all of a tensor's, and the network would take the memory of all.
     claimed = sum(value.numel() * value.element_size() for value in weights.values())

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hps_lightning.bluebox.board.bundle import Bundle, BundleError
+from hps_lightning.bluebox.folded import TOLERANCE, answers, folded_network
 from hps_lightning.bluebox.manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGHTS_FILE, describe, refuse_other_images
 from hps_lightning.bluebox.staging import destination, refuse_others, staged_directory, write_file
-from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file
+from hps_lightning.bluebox.weights import bare_copy, bare_network, board_weights, legacy_file
 from hps_lightning.data.batches import normalise
 from hps_lightning.errors import UserError, say_trouble
 
@@ -106,7 +109,7 @@ def export_bundle(
     Raises:
         UserError: as :func:`describe` and :func:`export_weights`; or the network takes images that
             no bundle does, cannot be run on them, or its answers are not finite; or its file is called as one of
-            the bundle's own.
+            the bundle's own; or the bundle, run from its folder, would not give the network's answers.
     """
     manifest = describe(network, record, metric)
     refuse_other_images(manifest)
@@ -114,6 +117,10 @@ def export_bundle(
     manifest["formats"] = list(formats)
     weights = board_weights(weights, network)
     content = legacy_file(weights)
+    exported = bare_copy(network).to(torch.float32).eval()
+    exported.load_state_dict(weights)
+    if folded:
+        folded_network(exported, manifest)
     source = Path(inspect.getfile(type(bare_network(network))))
     if source.name in BOARD_FILES:
         raise UserError(f"A bundle has a {source.name} of its own, which {source} would replace; rename it.")
@@ -125,11 +132,12 @@ def export_bundle(
     _warn_of_imports(source.name, files[source.name])
     files[WEIGHTS_FILE] = content
     files.update(models or {})
-    files[GOLDEN_FILE] = _golden(type(bare_network(network)), weights, manifest, models or {})
+    golden = _golden(exported, manifest, models or {})
+    files[GOLDEN_FILE] = _archive(golden)
     files[README_FILE] = _readme(manifest).encode()
     manifest["weights"] = {"file": WEIGHTS_FILE, **_identity(content)}
     manifest["files"] = {name: _identity(files[name]) for name in sorted(files)}
-    return _write(files, manifest, directory)
+    return _write(files, manifest, directory, partial(_check_bundle, golden=golden))
 
 
 def _warn_of_imports(name: str, source: bytes) -> None:
@@ -161,9 +169,9 @@ def refuse_full_directory(directory: str | os.PathLike) -> None:
         UserError: it does, or it cannot be read, or it is no folder; or see
             :func:`~hps_lightning.bluebox.staging.destination`.
     """
-    path = destination(directory)
+    path = _folder(directory)
     try:
-        full = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        full = path.exists() and any(path.iterdir())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if full:
@@ -177,28 +185,72 @@ def refuse_other_files(directory: str | os.PathLike, network: nn.Module) -> None
         UserError: it holds such, or it cannot be read; or see
             :func:`~hps_lightning.bluebox.staging.destination`.
     """
-    path = destination(directory)
+    path = _folder(directory)
     refuse_others(
         path, _replaceable(path, [os.path.basename(inspect.getfile(type(bare_network(network))))]), "an export"
     )
 
 
+def _folder(directory: str | os.PathLike) -> Path:
+    path = destination(directory)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; an export is a folder. Choose another name.")
+    return path
+
+
 def _replaceable(directory: Path, names: Iterable[str]) -> set[str]:
-    """What an export of files of these names may replace."""
-    return {*_exported_names(), *names, *_earlier_names(directory)}
+    """What an export of files of these names may replace: an export, and no folder that has files of such names."""
+    earlier = _earlier_names(directory)
+    return set() if earlier is None else {*_exported_names(), *names, *earlier}
 
 
 def _identity(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write(files: Mapping[str, bytes], manifest: Mapping[str, Any], directory: str | os.PathLike) -> Path:
+def _write(
+    files: Mapping[str, bytes],
+    manifest: Mapping[str, Any],
+    directory: str | os.PathLike,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with staged_directory(directory, _replaceable(destination(directory), files)) as folder:
         for name, content in files.items():
             write_file(folder / name, content)
         write_file(folder / MANIFEST_FILE, text.encode())
+        check(folder)
     return Path(directory)
+
+
+def _check_bundle(folder: Path, golden: Mapping[str, np.ndarray]) -> None:
+    """Runs a bundle from its folder, as a board does.
+
+    Its network is built from what the classifier and the network call alike, by the file as it is now: one that is
+    given more than that, or that has been edited since it was imported, is another network there.
+    """
+    before = sys.dont_write_bytecode
+    try:
+        sys.dont_write_bytecode = True
+        # What the file draws or computes is no part of a training that exports.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            bundle = Bundle(str(folder))
+            logits = np.concatenate([bundle.logits(image[np.newaxis]).numpy() for image in golden["images"]])
+    except BundleError as error:
+        reason = str(error).replace(f"{folder}{os.sep}", "")
+        raise UserError(f"The bundle would not run on a board: {reason}") from error
+    finally:
+        sys.dont_write_bytecode = before
+    off = np.abs(logits - golden["logits"]).max()
+    if not off <= TOLERANCE * max(1, np.abs(golden["logits"]).max()):
+        described = bundle.manifest["network"]
+        arguments = ", ".join(f"{key}={value!r}" for key, value in described["arguments"].items())
+        raise UserError(
+            f"The bundle would be another network than the one to export: {described['class']}({arguments}), made by "
+            f"{described['file']} as it is now, gives logits that are {off:.2g} off. Let the LightningModule have each "
+            "argument of the network under the network's name for it; and a file that has been edited since the "
+            "training began must be as it was."
+        )
 
 
 def _exported_names() -> set[str]:
@@ -208,28 +260,20 @@ def _exported_names() -> set[str]:
     return {*written, *BOARD_FILES, *(path.name for path in networks)}
 
 
-def _earlier_names(directory: Path) -> set[str]:
-    """What a bundle that lies there says that it holds: its network may be out of a user's own file."""
+def _earlier_names(directory: Path) -> set[str] | None:
+    """What an export that lies there says that it holds: its network may be out of a user's own file. None without."""
     try:
         manifest = json.loads((directory / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return set()
+        return None
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        return set()
+        return None
     files = manifest.get("files")
     return set(files) if isinstance(files, dict) else set()
 
 
-@torch.no_grad()
-def _golden(
-    kind: type[nn.Module], weights: Mapping[str, Tensor], manifest: Mapping[str, Any], models: Mapping[str, bytes]
-) -> bytes:
+def _golden(network: nn.Module, manifest: Mapping[str, Any], models: Mapping[str, bytes]) -> dict[str, np.ndarray]:
     """Images with the answers in each format, and a frame with Pillow's reduction of it, for the self-test."""
-    # Its first weights are drawn from the random numbers of a training that exports.
-    with torch.random.fork_rng(devices=[]):
-        network = kind(**manifest["network"]["arguments"])
-    network.load_state_dict(weights)
-    network.eval()
     side = manifest["input"]["shape"][1]
     # Of seeded noise at several scales: no data set need be at hand, and no image is anybody's.
     random = np.random.RandomState(0)
@@ -238,18 +282,16 @@ def _golden(
     resized = np.array(Image.fromarray(frame[:, :, ::-1].copy()).resize((side, side), Image.Resampling.BILINEAR))
     means, stds = manifest["input"]["mean"], manifest["input"]["std"]
     inputs = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), means, stds)
-    # A training that exports may be amid an autocast, in which answers are rounded.
-    try:
-        with torch.autocast("cpu", enabled=False):
-            # One at a time, which takes less memory where they are large.
-            logits = torch.cat([network(image) for image in inputs.contiguous().split(1)]).numpy()
-    except RuntimeError as error:
-        raise UserError(f"{kind.__name__} cannot be run on images of 3 x {side} x {side}: {error}") from error
+    logits = answers(network, inputs).numpy()
     if not np.isfinite(logits).all():
         raise UserError("The network answers NaN or infinite values: this training has diverged.")
-    answers = {name: _probabilities(model, images, manifest) for name, model in models.items()}
+    probabilities = {name: _probabilities(model, images, manifest) for name, model in models.items()}
+    return {"images": images, "logits": logits, "frame": frame, "resized": resized, **probabilities}
+
+
+def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images, logits=logits, frame=frame, resized=resized, **answers)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -258,8 +300,8 @@ def _probabilities(model: bytes, images: np.ndarray, manifest: Mapping[str, Any]
     from hps_lightning.bluebox.onnx_export import OnnxNetwork, normalised
 
     run = OnnxNetwork(model)
-    answers = run(images if run.takes_pixels else normalised(images, manifest))
-    return torch.from_numpy(answers).softmax(1).numpy() if run.output == "logits" else answers
+    given = run(images if run.takes_pixels else normalised(images, manifest))
+    return torch.from_numpy(given).softmax(1).numpy() if run.output == "logits" else given
 
 
 def _noise(random: np.random.RandomState, rows: int, columns: int, coarse: int) -> np.ndarray:

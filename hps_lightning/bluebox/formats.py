@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hps_lightning.bluebox.board.folding import fold
+from hps_lightning.bluebox.folded import folded_network
 from hps_lightning.bluebox.onnx_export import OnnxNetwork, normalised
 from hps_lightning.bluebox.weights import bare_copy, board_weights, legacy_file
 from hps_lightning.data.readers import Images
@@ -53,13 +53,14 @@ def compare_formats(
         ``test``), ``latency_ms`` (median of one image) and ``threads``.
 
     Raises:
-        UserError: a model is none that onnxruntime runs.
+        UserError: a model is none that onnxruntime runs; or see
+            :func:`~hps_lightning.bluebox.folded.folded_network`.
     """
     rows: list[dict[str, Any]] = [
         {"format": PYTORCH, "bytes": len(legacy_file(board_weights(network.state_dict(), network)))}
     ]
     rows += [{"format": name, "bytes": len(model)} for name, model in models.items()]
-    with _on_cpu(network, threads, folded) as evaluate:
+    with _on_cpu(network, manifest, threads, folded) as evaluate:
         runs: list[tuple[Callable[[np.ndarray], np.ndarray], bool]] = [(evaluate, False)]
         rows[0].update(input=_input(False, manifest), output="logits")
         for row, model in zip(rows[1:], models.values(), strict=True):
@@ -96,11 +97,13 @@ def formats_table(rows: list[dict[str, Any]]) -> Table:
 
 
 @contextmanager
-def _on_cpu(network: nn.Module, threads: int, folded: bool) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+def _on_cpu(
+    network: nn.Module, manifest: Mapping[str, Any], threads: int, folded: bool
+) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """A copy of the network, in evaluation mode, as a function of arrays."""
     copied = bare_copy(network).to(torch.float32).eval()
     if folded:
-        copied = fold(copied)
+        copied = folded_network(copied, manifest)
     threads_before = torch.get_num_threads()
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Where a replay's frames come from: image files, a data set's test images, or a made camera."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class FileFrames(Sequence[Frame]):
         if self._labels is not None:
             label = self._labels.get(file.resolve())
         else:
-            folder = file.resolve().parent.name
+            # Where a link lies, not what it leads to: sets are split by links into one folder.
+            folder = Path(os.path.abspath(file)).parent.name
             label = folder if folder in self._classes else None
         try:
             return np.asarray(open_photo(file)), label
@@ -58,7 +60,7 @@ class FileFrames(Sequence[Frame]):
 
 def _read_labels(path: Path, classes: Sequence[str]) -> dict[Path, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     labels = {}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hps_lightning import __version__
 from hps_lightning.bluebox.weights import bare_network
 from hps_lightning.errors import UserError
+from hps_lightning.state_shapes import state_shapes
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -154,13 +155,11 @@ def _arguments(network: nn.Module, init_args: Mapping[str, Any]) -> dict[str, An
     name = type(network).__name__
     arguments = {key: init_args[key] for key in inspect.signature(type(network)).parameters if key in init_args}
     try:
-        # The meta device holds no values, so that no random number is drawn from a running training.
-        with torch.device("meta"):
-            rebuilt = type(network)(**arguments).state_dict()
+        rebuilt = state_shapes(type(network), arguments)
         plain = json.loads(json.dumps(arguments, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # A network's own code raises what it likes.
         raise UserError(f"{name} cannot be rebuilt from the arguments {arguments}: {error}") from error
-    if "num_classes" not in plain or _shapes(rebuilt) != _shapes(network.state_dict()):
+    if "num_classes" not in plain or rebuilt != _shapes(network.state_dict()):
         raise UserError(f"{name} with the arguments {plain} is another network than the one to export.")
     return plain
 

@@ -25,7 +25,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from hps_lightning.bluebox.board.folding import fold
+from hps_lightning.bluebox.folded import folded_network
 from hps_lightning.bluebox.weights import bare_copy
 from hps_lightning.data.catalog import DatasetInfo
 from hps_lightning.data.readers import load_images
@@ -42,6 +42,7 @@ CALIBRATION_IMAGES = 500
 _PERCENTILE = 99.99
 _CALIBRATION_BATCH = 50
 _QUANTIZED = ["Conv", "Gemm", "Add", "Concat", "MaxPool", "Relu"]
+_MULTIPLIES = ("Conv", "Gemm")
 
 # Those of ONNX 1.13, which ONNX Runtime reads from 1.14 on: the newest for the board's Python 3.7. PyTorch's exporter
 # writes this set of operators by itself; with a newer one it would convert its result.
@@ -90,10 +91,11 @@ def export_onnx(
         The content of an ``.onnx`` file.
 
     Raises:
-        UserError: this version of PyTorch cannot write the network as ONNX.
+        UserError: this version of PyTorch cannot write the network as ONNX; or see
+            :func:`~hps_lightning.bluebox.folded.folded_network`.
     """
     network = _plain(network)
-    return _exported(fold(network, complete=False) if folded else network, manifest, preprocessing)
+    return _exported(folded_network(network, manifest, complete=False) if folded else network, manifest, preprocessing)
 
 
 def export_int8(
@@ -117,7 +119,7 @@ def export_int8(
             f"got {calibration.dtype} of {calibration.shape}."
         )
     # All norms are folded here: each that were left would leave the 8 bits and come back.
-    model = _exported(fold(_plain(network)), manifest, preprocessing)
+    model = _exported(folded_network(_plain(network), manifest), manifest, preprocessing)
     return quantize(model, calibration if preprocessing else normalised(calibration, manifest))
 
 
@@ -160,7 +162,7 @@ def calibration_images(
 def quantize(model: bytes, calibration: np.ndarray) -> bytes:
     """A model in 8 bits: weights with a scale for each channel, maps with one range each.
 
-    The ranges are those of the calibration images. What precedes the first convolution stays
+    The ranges are those of the calibration images. What precedes the first convolution, or linear layer, stays
     as it is, so that a model with preprocessing takes the same images.
 
     On x86 processors without VNNI onnxruntime adds pairs of products in 16 bits, which overflow, unless its session
@@ -176,7 +178,8 @@ def quantize(model: bytes, calibration: np.ndarray) -> bytes:
         The content of an ``.onnx`` file.
 
     Raises:
-        UserError: ``model`` is no ONNX model, or takes something else than ``calibration``.
+        UserError: ``model`` is no ONNX model, takes something else than ``calibration``, or has nothing to compute in
+            8 bits.
     """
     # Errors of a model that runs are those of the quantization; a user's are found before.
     run = OnnxNetwork(model)
@@ -186,9 +189,13 @@ def quantize(model: bytes, calibration: np.ndarray) -> bytes:
         source.write_bytes(model)
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         prepared_model = onnx.load(prepared)
+        if not any(node.op_type in _MULTIPLIES for node in prepared_model.graph.node):
+            raise UserError(
+                "The network has no layer that could compute in 8 bits; export it without int8: --formats pytorch onnx."
+            )
         for index, node in enumerate(prepared_model.graph.node):
             node.name = str(index)
-        before = itertools.takewhile(lambda node: node.op_type != "Conv", prepared_model.graph.node)
+        before = itertools.takewhile(lambda node: node.op_type not in _MULTIPLIES, prepared_model.graph.node)
         quantize_static(
             prepared_model,
             target,

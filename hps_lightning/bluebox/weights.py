@@ -44,8 +44,8 @@ def board_weights(state_dict: Mapping[str, Tensor], network: nn.Module | None = 
             though it may be a part of the network.
 
     Returns:
-        Contiguous CPU tensors, floating-point ones as float32 and all others as int64, under the bare network's
-        names: without ``module.``, ``model.`` or ``network.`` in front, and without ``_orig_mod.``.
+        Contiguous CPU tensors, floating-point ones as float32 and all others but complex ones as int64, under the
+        bare network's names: without ``module.``, ``model.`` or ``network.`` in front, and without ``_orig_mod.``.
     """
     weights = {_plain_name(key): _board_tensor(value) for key, value in state_dict.items()}
     own = None if network is None else set(map(_plain_name, bare_network(network).state_dict()))
@@ -64,8 +64,9 @@ def _plain_name(key: str) -> str:
 
 
 def _board_tensor(tensor: Tensor) -> Tensor:
-    # The two that a board reads; a buffer of truth values, say, takes them from there.
-    dtype = torch.float32 if tensor.is_floating_point() else torch.int64
+    # The two that a board reads; a buffer of truth values, say, takes them from there. Complex ones are refused later.
+    real = torch.float32 if tensor.is_floating_point() else torch.int64
+    dtype = tensor.dtype if tensor.is_complex() else real
     # Training runs channels-last; a clone, since contiguous() keeps the strides of sides of length 1.
     return tensor.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
 
@@ -88,8 +89,11 @@ def legacy_file(weights: Mapping[str, Tensor]) -> bytes:
         weights: what :func:`board_weights` returns.
 
     Raises:
-        UserError: a weight is not finite.
+        UserError: a weight is complex, or not finite.
     """
+    for key, value in weights.items():
+        if value.is_complex():
+            raise UserError(f"The weights {key} are complex numbers, which no board reads.")
     refuse_not_finite(weights)
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer, _use_new_zipfile_serialization=False)

@@ -16,7 +16,20 @@ BOARD = sorted(export.BOARD_FOLDER.glob("*.py"))
 FILES = [*BOARD, *sorted((STANDIN_FOLDER / "rtmaps").glob("*.py"))]
 
 STANDARD = {
-    *("argparse", "contextlib", "copy", "functools", "hashlib", "importlib.util", "io", "json", "math", "os", "pickle"),
+    *(
+        "argparse",
+        "contextlib",
+        "copy",
+        "functools",
+        "hashlib",
+        "importlib.util",
+        "io",
+        "json",
+        "math",
+        "os",
+        "pickle",
+        "types",
+    ),
     *("platform", "re", "stat", "sys", "time", "collections"),
 }
 BESIDE = {"bundle", "frames", "folding", "rtmaps", "rtmaps.core", "rtmaps.types", "rtmaps.base_component"}
@@ -33,7 +46,17 @@ TORCH = {
     "torch.float32": "0.4",
     "torch.int64": "0.4",
     "torch.softmax": "0.4",
+    "torch.cat": "0.1",
+    "torch.full_like": "0.4",
+    "torch.min": "0.1",
+    "torch.ones_like": "0.3",
+    "torch.rsqrt": "0.1",
+    "torch.sign": "0.1",
+    "torch.sqrt": "0.1",
+    "torch.where": "0.4",
+    "torch.zeros_like": "0.3",
 }
+NETWORKS = {"nn.BatchNorm2d", "nn.Conv2d", "nn.Identity", "nn.Module", "nn.Parameter", "nn.ReLU", "nn.Sequential"}
 # What numpy 1.9 has, which is the first for Python 3.5.
 NUMPY = {
     *("abs", "arange", "array", "clip", "dot", "dtype", "empty", "floor", "frombuffer", "int64", "float32", "float64"),
@@ -122,14 +145,9 @@ def test_the_block_imports_numpy_and_torch_through_the_bundle_alone():
     assert "import torch" not in source
 
 
-@pytest.mark.parametrize(
-    # The folding works on networks, whose names have a list of their own.
-    "path",
-    [path for path in FILES if path.name != "folding.py"],
-    ids=lambda path: path.name,
-)
-def test_names_of_torch_and_numpy_are_old_enough(path):
-    used = attributes(ast.parse(path.read_text(encoding="utf-8")))
+def test_names_of_torch_and_numpy_are_old_enough(tree):
+    used = attributes(tree)
+    assert {chain for chain in used if chain.startswith("nn.")} <= NETWORKS
     assert {chain for chain in used if chain.startswith("torch.")} <= set(TORCH)
     numpy = {chain for chain in used if chain.startswith("np.")}
     assert {chain.split(".")[1] for chain in numpy} <= NUMPY | NUMPY_1_10

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from hps_lightning.bluebox import export as exporting
-from hps_lightning.bluebox import load_manifest
+from hps_lightning.bluebox import export_bundle, load_manifest
+from hps_lightning.bluebox.board.bundle import Bundle
 from hps_lightning.errors import UserError
 from hps_lightning.modules import ImageClassifier
 
-from .made import export, make_bundle, read
+from .made import export, make_bundle, read, record
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -220,13 +221,111 @@ def test_what_ones_own_network_needs_beyond_the_bundle_is_said(own, tmp_path, ca
     assert capsys.readouterr().err == ""
     needy = own("needy.py")
     code = (tmp_path / "needy.py").read_text()
-    imports = "import dataclasses, os.path, timm.layers, torch.nn\nfrom . import blocks\nfrom hps_lightning import zoo"
+    imports = "import dataclasses, os.path, PIL.Image, torch.nn\nfrom hps_lightning import zoo"
     (tmp_path / "needy.py").write_text(f"{imports}\n{code}")
     make_bundle(needy, tmp_path / "bundle")
-    assert "needy.py imports ., dataclasses, hps_lightning, timm.layers, which" in capsys.readouterr().err
+    assert "needy.py imports PIL.Image, dataclasses, hps_lightning, which" in capsys.readouterr().err
+    (tmp_path / "needy.py").write_text(f"from . import blocks\n{code}")
+    with pytest.raises(UserError, match=r"would not run on a board: manifest\.json describes no network: "):
+        make_bundle(needy, tmp_path / "other")
+    assert "needy.py imports ., which" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
     (tmp_path / "needy.py").write_text("def broken(:")
     with pytest.raises(UserError, match=r"needy\.py has been changed and is no Python any more"):
         make_bundle(needy, tmp_path / "bundle")
+
+
+UNIT = """
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, num_classes, activation="relu"):
+        super().__init__()
+        act = nn.ReLU() if activation == "relu" else nn.Tanh()
+        self.unit = nn.Sequential(
+            OrderedDict(conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), activation=act)
+        )
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(self.unit(images).mean((2, 3)))
+"""
+
+
+def test_a_bundle_that_would_be_another_network_is_refused(own, tmp_path):
+    classifier = own("my_net.py", UNIT)
+    kind = type(classifier.network)
+    # The classifier's own word for it, which is not the network's.
+    classifier.network = kind(3, activation="tanh")
+    with pytest.raises(UserError, match=r"Own\(num_classes=3\), made by my_net\.py as it is now, gives logits that"):
+        make_bundle(classifier, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    classifier.save_hyperparameters({"num_classes": 3, "activation": "tanh"})
+    make_bundle(classifier, tmp_path / "bundle")
+    assert Bundle(str(tmp_path / "bundle")).manifest["network"]["arguments"]["activation"] == "tanh"
+
+
+def test_a_file_that_has_been_edited_since_is_refused(own, tmp_path):
+    classifier = own("my_net.py", UNIT)
+    (tmp_path / "my_net.py").write_text(UNIT.replace("mean((2, 3))", "amax((2, 3))"))
+    with pytest.raises(UserError, match="as it is now"):
+        make_bundle(classifier, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    # Units that have the names of ours, and are used for something else.
+    ("self.unit(images)", "self.unit.activation(self.unit.norm(self.unit.conv(images)))"),
+    ("self.unit(images)", "(self.unit(images) * len(self.unit))"),
+])  # fmt: skip
+def test_folding_that_would_change_the_answers_is_refused(own, tmp_path, old, new):
+    classifier = own("my_net.py", UNIT.replace(old, new))
+    with pytest.raises(UserError, match=r"Own with its batch norms folded .* is another network: .*: --no-fold "):
+        make_bundle(classifier, tmp_path / "bundle")
+    content = record(classifier)
+    export_bundle(classifier.network, classifier.network.state_dict(), tmp_path / "bundle", content, folded=False)
+    checked = subprocess.run([sys.executable, tmp_path / "bundle" / "selftest.py"], capture_output=True, text=True)
+    assert checked.stdout.endswith("selftest: passed\n"), checked.stderr
+
+
+WEIGHT_NORM = UNIT.replace("conv=nn.Conv2d(3, 8, 3)", "conv=torch.nn.utils.weight_norm(nn.Conv2d(3, 8, 3))")
+READS = OWN.replace(
+    "self.head = ", "self.drops = [part.item() for part in torch.linspace(0, 1, 3)]\n        self.head = "
+)
+DATACLASS = UNIT.replace("class Own(", "@dataclasses.dataclass\nclass Plan:\n    width: 'int' = 8\n\n\nclass Own(")
+DATACLASS = "from __future__ import annotations\nimport dataclasses\n" + DATACLASS
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("code", [UNIT, WEIGHT_NORM, READS, DATACLASS], ids=["unit", "norm", "reads", "dataclass"])
+def test_networks_that_people_write_answer_where_the_bundle_lies(own, tmp_path, code):
+    make_bundle(own("my_net.py", code), tmp_path / "bundle")
+    checked = subprocess.run([sys.executable, tmp_path / "bundle" / "selftest.py"], capture_output=True, text=True)
+    assert checked.stdout.endswith("selftest: passed\n"), checked.stderr
+
+
+def test_a_network_that_takes_the_batch_away_from_one_image_is_refused(own, tmp_path):
+    classifier = own(
+        "my_net.py", OWN.replace("self.head(images.mean((2, 3)))", "self.head(images.mean((2, 3)).squeeze())")
+    )
+    with pytest.raises(UserError, match=r"Own gives \(3,\) for a single image .* needs 1 x classes"):
+        make_bundle(classifier, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("error", ["AssertionError('no')", "IndexError('no')"])
+def test_whatever_a_network_raises_is_one_error(own, tmp_path, error):
+    classifier = own("my_net.py", OWN.replace('RuntimeError("too large")', error))
+    with pytest.raises(UserError, match="Own cannot be run on images of 3 x 64 x 64: no"):
+        make_bundle(classifier, tmp_path / "bundle", image_size=[3, 64, 64])
+
+
+def test_complex_weights_are_refused(own, tmp_path):
+    code = OWN.replace("self.head = ", "self.phase = torch.nn.Parameter(torch.ones(3) * 1j)\n        self.head = ")
+    with pytest.raises(UserError, match="The weights phase are complex numbers"):
+        make_bundle(own("my_net.py", code), tmp_path / "bundle")
 
 
 def test_a_network_in_a_file_called_as_one_of_the_bundles_is_refused(own, tmp_path):

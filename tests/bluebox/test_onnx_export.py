@@ -181,6 +181,19 @@ def test_quantization_takes_models_with_norms_too(model):
     assert run(images).shape == (8, 4)
 
 
+def test_a_network_of_linear_layers_computes_in_8_bits():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    images = torch.randn(8, 3, 32, 32).numpy()
+    model = quantize(export_onnx(network, MANIFEST, folded=False), images)
+    assert "QGemm" in {node.op_type for node in onnx.load_model_from_string(model).graph.node}
+    assert len(model) < 0.35 * len(export_onnx(network, MANIFEST, folded=False))
+    with pytest.raises(
+        UserError, match="no layer that could compute in 8 bits; export it without int8: --formats pytorch"
+    ):
+        quantize(export_onnx(nn.Sequential(nn.AvgPool2d(32), nn.Flatten()), MANIFEST, folded=False), images)
+
+
 def test_quantization_prints_nothing(network, capfd):
     export_int8(network, MANIFEST, pixels_of(8))
     assert capfd.readouterr() == ("", "")

@@ -200,9 +200,16 @@ def test_a_folders_name_is_the_class(photos, capsys):
 @pytest.mark.parametrize("separator", [",", " ", "\t", ", "])
 def test_a_file_of_labels(photos, separator):
     labels = photos / "labels.txt"
-    labels.write_text(f"holiday/4.png{separator}dog\n\n{photos}/bird/0.png{separator}cat\n")
+    # As spreadsheets begin what they save as UTF-8.
+    labels.write_text(f"\ufeffholiday/4.png{separator}dog\n\n{photos}/bird/0.png{separator}cat\n", encoding="utf-8")
     frames = FileFrames([photos], CLASSES, labels)
     assert [label for _, label in frames] == ["cat", None, None, None, "dog"]
+
+
+def test_a_link_is_of_the_class_of_the_folder_that_it_lies_in(photos):
+    (photos / "dog" / "link.png").symlink_to(photos / "cat" / "1.png")
+    frames = FileFrames([photos / "dog" / "link.png"], CLASSES)
+    assert frames[0][1] == "dog"
 
 
 def test_labels_that_cannot_be_used(photos):

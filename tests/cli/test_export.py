@@ -139,6 +139,25 @@ def test_a_folder_that_holds_something_is_replaced_only_when_told_to(hps, checkp
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_files_called_as_those_of_an_export_are_none(hps, checkpoint, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("years of work")
+    call = ("export", "--ckpt_path", checkpoint, "--output", "mine", "--formats", "pytorch", "--replace")
+    status, _, err = hps(*call)
+    assert status == 2
+    assert "mine holds README.md, which is no part of an export" in err
+    assert files(tmp_path / "mine") == {"README.md": b"years of work"}
+
+
+@pytest.mark.parametrize("replace", [[], ["--replace"]])
+def test_an_output_that_is_a_file_is_said_to_be_one(hps, checkpoint, tmp_path, replace):
+    (tmp_path / "bundle.zip").write_text("here already")
+    call = ("export", "--ckpt_path", checkpoint, "--output", "bundle.zip", "--formats", "pytorch", *replace)
+    status, _, err = hps(*call)
+    assert status == 2
+    assert "bundle.zip is a file; an export is a folder. Choose another name." in err
+
+
 def test_an_output_that_cannot_be_written_is_named(hps, checkpoint, tmp_path):
     (tmp_path / "file").write_text("here already")
     # Not even root makes folders in /proc.

@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import stat
+import sys
+import types
 from collections import OrderedDict
 
 import numpy as np
@@ -239,15 +241,27 @@ def _defined(directory, manifest, name):
     source = read_verified(directory, manifest, name)
     path = os.path.join(directory, name)
     # Not by import: two bundles in one process may hold files of one name.
-    namespace = {"__name__": "hps_bundle_" + name[:-3], "__file__": path}
-    exec(compile(source, path, "exec"), namespace)
-    return namespace
+    module = types.ModuleType("hps_bundle_" + name[:-3])
+    module.__file__ = path
+    before = sys.modules.get(module.__name__)
+    # Where dataclasses, for one, look for the names in their annotations.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    finally:
+        if before is None:
+            del sys.modules[module.__name__]
+        else:
+            sys.modules[module.__name__] = before
+    return module.__dict__
 
 
 def _build(directory, manifest):
     """The network that the manifest names, out of the bundle's file of it."""
     described = manifest["network"]
-    network = _defined(directory, manifest, described["file"])[described["class"]](**described["arguments"])
+    # Without gradients, since a weight that is computed from others, as by weight norm, could not be copied.
+    with torch.no_grad():
+        network = _defined(directory, manifest, described["file"])[described["class"]](**described["arguments"])
     if not isinstance(network, torch.nn.Module):
         raise TypeError("{} is no network".format(described["class"]))
     return network.eval()

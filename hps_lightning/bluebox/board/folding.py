@@ -50,6 +50,8 @@ def _is_unit(module):
         isinstance(module, nn.Sequential)
         and list(module._modules) == ["conv", "norm", "activation"]
         and type(module.conv) is nn.Conv2d
+        # A weight that is computed from others would be computed anew.
+        and "weight" in module.conv._parameters
         and type(module.norm) is nn.BatchNorm2d
         and module.norm.running_var is not None
     )
