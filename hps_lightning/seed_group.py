@@ -148,7 +148,7 @@ class SeedGroup:
             # What cannot be read is no group to go on with.
             with contextlib.suppress(UserError, OSError, ValueError, yaml.YAMLError):
                 group = cls.load(directory)
-                found = yaml.safe_load(group.config_path.read_text(encoding="utf-8"))
+                found = yaml.safe_load(group.config())
                 if group.seeds == seeds and found == wanted and group.unfinished:
                     return group
         return None
@@ -157,6 +157,17 @@ class SeedGroup:
     def config_path(self) -> Path:
         """The configuration that all trainings have in common."""
         return self.directory / "config.yaml"
+
+    def config(self) -> str:
+        """What all trainings have in common, as YAML.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            return self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config_path} cannot be read: {error}") from error
 
     @property
     def unfinished(self) -> list[int]:

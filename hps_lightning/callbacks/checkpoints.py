@@ -295,10 +295,13 @@ def checkpoint_command(command: str, checkpoint: str, classifier: type[ImageClas
         classifier: the class of the module that it holds.
     """
     own = class_path(classifier)
-    if "." not in own:
-        return f"hps {command} --ckpt_path {shlex.quote(checkpoint)}"
-    # `hps` does not import from the working directory.
-    return f"python -m hps_lightning {command} --ckpt_path {shlex.quote(checkpoint)} --model {own}"
+    model = f" --model {own}" if "." in own else ""
+    return f"{program(classifier)} {command} --ckpt_path {shlex.quote(checkpoint)}{model}"
+
+
+def program(classifier: type[ImageClassifier]) -> str:
+    """What a command for a module of a class begins with: `hps` does not import from the working directory."""
+    return "python -m hps_lightning" if "." in class_path(classifier) else "hps"
 
 
 def _first_written(trainer: Trainer, paths: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint
+from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint, program
 from hps_lightning.errors import DivergedError
 
 NonFinite = Literal["stop", "ignore"]
@@ -145,13 +145,12 @@ def _way_out(trainer: Trainer, pl_module: LightningModule) -> str:
     if not checkpoint or not Path(checkpoint).is_file():
         return f"There is no checkpoint yet; begin again with a smaller rate: {option}"
     # A continued training takes its rate from the checkpoint.
-    command = ["hps", "fit"]
+    options = ["--init_weights", str(checkpoint)]
     config = Path(trainer.log_dir or "", "config.yaml")
     if config.is_file():
-        command += ["--config", str(config)]
-    command += ["--init_weights", str(checkpoint)]
+        options = ["--config", str(config), *options]
     return f"The last sound checkpoint is {checkpoint}; train from its weights with a smaller rate: " + (
-        f"{shlex.join(command)} {option}"
+        f"{program(type(pl_module))} fit {shlex.join(options)} {option}"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
@@ -147,7 +148,8 @@ def _ends_epoch(trainer: Trainer) -> bool:
 
 
 def _has_stopped(callback: EarlyStopping) -> bool:
-    return callback.stopped_epoch > 0 and callback.wait_count >= callback.patience
+    # Not its `stopped_epoch`, which may be 0; and patience is one reason of several.
+    return callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
 
 
 def _sums(pl_module: LightningModule) -> dict[str, dict[str, Any]]:

@@ -151,6 +151,8 @@ def expand(tokens: list[str]) -> list[str]:
     # `--optimizer.lr 0.1 --optimizer Adam` means Adam's rate, whatever comes first.
     details: list[tuple[str, Any]] = []
     collecting: list[str] | None = None
+    # The class that the arguments so far name.
+    network: str | None = None
     for option, value in option_values(tokens):
         if option == "" and collecting is not None:
             collecting.append(value)
@@ -165,9 +167,12 @@ def expand(tokens: list[str]) -> list[str]:
                 raise UserError(f"{option} needs a value.")
             pairs.append((option, value))
         elif option in ("--config", "-c"):
-            pairs += _expand_config(value)
+            expanded, named = _expand_config(value, network)
+            pairs += expanded
+            network = named or network
         elif option == "--model":
             pairs += _expand_model(value)
+            network = _class_name(pairs)
         elif option in _SWAPPED:
             pairs += _expand_swap(option, value)
         elif option in _PATHS and is_null(value):
@@ -194,12 +199,31 @@ def _images(value: str) -> list[Any]:
     return [value]
 
 
-def _expand_config(value: str) -> list[tuple[str, str | None]]:
+def _expand_config(value: str, network: str | None) -> tuple[list[tuple[str, str | None]], str | None]:
+    """A config's options, and the class of the network that it names, if it names one.
+
+    Args:
+        value: a config's name or path, or its content.
+        network: the class that is named before.
+    """
     if value.lstrip().startswith("{"):
-        checked_config(parse_yaml(value, "--config"), "--config")
-        return [("--config", value)]
-    path = find_config(value)
-    return [*((f"--{key}", "null") for key in replaced_whole_by(read_config(path))), ("--config", str(path))]
+        content = checked_config(parse_yaml(value, "--config"), "--config")
+    else:
+        path = find_config(value)
+        content, value = read_config(path), str(path)
+    pairs: list[tuple[str, str | None]] = [(f"--{key}", "null") for key in replaced_whole_by(content)]
+    model = content.get("model")
+    named = model.get("class_path") if isinstance(model, dict) else model
+    named = named.rpartition(".")[2] if isinstance(named, str) else None
+    if network is not None and named not in (None, network):
+        family = next((family for family, name in CLASSIFIER_NAMES.items() if name == named), None)
+        pairs += [("--model", "null")] if family is None else _family(family, {})
+    return [*pairs, ("--config", value)], named
+
+
+def _class_name(pairs: list[tuple[str, Any]]) -> str:
+    """The class that the last of the options names that name a network."""
+    return next(value for option, value in reversed(pairs) if option == "--model").rpartition(".")[2]
 
 
 def option_text(value: Any) -> str:
@@ -240,9 +264,9 @@ def _expand_swap(option: str, value: str) -> list[tuple[str, str | None]]:
     if folder == "lr_schedulers":
         by_file.pop("sgd_nesterov")
     if name in by_file.values():
-        return _expand_config(f"{folder}/{name}.yaml")
+        return _expand_config(f"{folder}/{name}.yaml", None)[0]
     if value.endswith((".yaml", ".yml")):
-        return _expand_config(value)
+        return _expand_config(value, None)[0]
     if "." in value or value.lstrip().startswith("{"):
         return [(option, "null"), (option, value)]
     raise UserError(no_name(option[2:], value, known))

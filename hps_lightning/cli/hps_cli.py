@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import sys
 import warnings
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning.fabric.plugins import Precision as FabricPrecision
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -200,7 +203,7 @@ class HPSCLI(LightningCLI):
             raise UserError(f"--images: `hps {self.subcommand}` takes none; `hps predict` classifies them.")
         if self.record is not None:
             check_classes(self.record, config.data.dataset)
-        if trainer.precision is None:
+        if trainer.precision is None and not _has_precision(trainer.plugins):
             trainer.precision = fast_precision(trainer.accelerator)
         if isinstance(trainer.default_root_dir, str):
             trainer.default_root_dir = expanded(trainer.default_root_dir)
@@ -346,6 +349,17 @@ def _name_enums(value: Any) -> Any:
         return [_name_enums(item) for item in value]
     # As Timer's default for its interval.
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
+
+
+def _has_precision(plugins: Any) -> bool:
+    """Whether one of the trainer's plugins says in which precision it trains; Lightning takes no second word."""
+    named = [plugin.class_path for plugin in _listed(plugins) if isinstance(plugin, jsonargparse.Namespace)]
+    classes = [getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in named]
+    return any(issubclass(one, (Precision, FabricPrecision)) for one in classes)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_launched(trainer: jsonargparse.Namespace) -> bool:

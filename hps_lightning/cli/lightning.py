@@ -98,7 +98,10 @@ def run_cli(
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except torch.OutOfMemoryError as error:
-        raise UserError(f"The device's memory does not suffice; choose a smaller --data.batch_size. {error}") from error
+        training = "--data.batch_size; where it validates, a smaller " if command == "fit" else ""
+        raise UserError(
+            f"The device's memory does not suffice; choose a smaller {training}--data.eval_batch_size. {error}"
+        ) from error
     except SystemExit as ended:
         # So Lightning ends after an interruption, always with the same status.
         interruption = ended.__context__

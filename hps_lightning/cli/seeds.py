@@ -106,7 +106,7 @@ def run_fit_seeds(argv: list[str]) -> int:
         group = SeedGroup.create(folder, argv, seeds, config)
     with group.locked() as lock:
         print(_continued(group) if found else f"{_trainings(seeds)} in {group.directory}.")
-        status = _train_all(group, f"hps fit {shlex.join(argv)}", lock)
+        status = _train_all(group, _command(config, argv), lock)
     if status == 0:
         print_figures(f"{_trainings(seeds)}: the last epoch", seeds, group.figures)
         print(f"\nKept in {group.directory / GROUP_FILE}. Test them:")
@@ -135,7 +135,7 @@ def run_test_seeds(directory: Path, argv: list[str]) -> int:
     if group.unfinished:
         raise UserError(
             f"{directory}: not finished are the seeds {_listed(group.unfinished)}. Go on with them first: "
-            f"hps fit {shlex.join(group.arguments)}"
+            f"{_command(group.config(), group.arguments)}"
         )
     others = join_options(pair for pair in option_values(argv) if pair[0] != "--ckpt_path")
     figures: dict[int, Figures] = {}
@@ -194,6 +194,17 @@ def _plan(argv: list[str], seeds: list[int]) -> tuple[Path, str]:
     config.seed_everything = seeds[0]
     config.trainer.logger.init_args.pop("version", None)
     return runs, plan.dump()
+
+
+def _command(config: str, argv: Sequence[str]) -> str:
+    """What to type to go on: `hps` does not import a network of one's own from the working directory.
+
+    Args:
+        config: of the trainings, as YAML.
+        argv: the arguments of `hps fit`, as typed.
+    """
+    ours = yaml.safe_load(config)["model"]["class_path"].startswith("hps_lightning.")
+    return f"{'hps' if ours else 'python -m hps_lightning'} fit {shlex.join(argv)}"
 
 
 def _train_all(group: SeedGroup, command: str, lock: int | None) -> int:
@@ -291,7 +302,7 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
 
 def _final_figures(group: SeedGroup, seed: int) -> Figures | None:
     """The metrics of a training's last epoch and the seconds of an epoch; None if it did not come to its end."""
-    config = yaml.safe_load(group.config_path.read_text(encoding="utf-8"))
+    config = yaml.safe_load(group.config())
     path = group.run_directory(seed) / config["benchmark"]["filename"]
     if not path.is_file():
         return None

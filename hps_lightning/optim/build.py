@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hps_lightning.errors import UserError
@@ -152,8 +152,14 @@ def build_optimizer(
 def _keep_kernels(optimizer: torch.optim.Optimizer) -> None:
     # A checkpoint's groups bring the choice that suited the device and the trainer that it was made with.
     for group in optimizer.param_groups:
-        if "fused" in group:
-            group["fused"] = optimizer.defaults["fused"]
+        if "fused" not in group:
+            continue
+        group["fused"] = optimizer.defaults["fused"]
+        for parameter in group["params"] if group["fused"] else ():
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), Tensor):
+                # Loaded by the checkpoint's choice, which leaves it on the CPU, where the fused step does not look.
+                state["step"] = state["step"].to(parameter.device)
 
 
 def make_schedule(spec: Mapping[str, Any]) -> schedules.LRSchedule:

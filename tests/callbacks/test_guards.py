@@ -68,6 +68,7 @@ def test_the_last_sound_checkpoint_stays_and_is_named(tmp_path):
     path = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
     assert f"The last sound checkpoint is {path}" in message
     assert f"--init_weights {path}" in message
+    assert "smaller rate: python -m hps_lightning fit --" in message, "its class is in no package"
     for file in path.parent.glob("*.ckpt"):
         checkpoint = torch.load(file, weights_only=True)
         assert checkpoint["global_step"] == STEPS

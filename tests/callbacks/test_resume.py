@@ -147,13 +147,18 @@ def test_logs_that_a_checkpoint_does_not_know_are_left_alone(tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_training_that_had_stopped_early_does_not_train_on(tmp_path):
+@pytest.mark.parametrize(
+    ("condition", "epochs"),
+    [({"patience": 1}, 2), ({"stopping_threshold": 0.45}, 1), ({"stopping_threshold": 0.8}, 3)],
+    ids=["patience", "a threshold in the first epoch", "a threshold"],
+)
+def test_a_training_that_had_stopped_early_does_not_train_on(tmp_path, condition, epochs):
     def stopping():
-        return EarlyStopping("val/accuracy", mode="max", patience=1)
+        return EarlyStopping("val/accuracy", mode="max", **condition)
 
     first = trainer(tmp_path, stopping(), max_epochs=9)
     first.fit(tiny([0.5, 0.4, 0.9, 0.9]), datamodule=TinyData())
-    assert first.current_epoch == 2
+    assert first.current_epoch == epochs
     again = go_on(tmp_path, tiny([0.5, 0.4, 0.9, 0.9]), stopping(), max_epochs=9)
     assert again.global_step == first.global_step
 

@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import yaml
 
 from hps_lightning import zoo
 from hps_lightning.cli import arguments
@@ -124,6 +127,31 @@ def test_a_network_without_a_config_is_trained_by_the_papers_recipe(more):
 def test_a_network_after_a_config_has_nothing_of_the_configs_own_network(options, stages, width, dropout):
     model = run_cli("fit", [*options, "--data.dataset", "digits"], TrainingPlan).config.fit.model.init_args
     assert (model.get("stages"), model.get("width"), model.dropout) == (stages, width, dropout)
+
+
+def test_a_config_of_another_network_has_nothing_of_the_one_before(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    for content, dropout in (("{class_path: SqueezeNetClassifier}", 0.5), ("SqueezeNetClassifier", 0.5)):
+        mine.write_text(f"model: {content}\n")
+        for second in (str(mine), f'{{"model": {json.dumps(yaml.safe_load(content))}}}'):
+            argv = ["--config", "hps.yaml", "--config", second, "--data.dataset", "digits"]
+            assert run_cli("fit", argv, TrainingPlan).config.fit.model.init_args.dropout == dropout
+    mine.write_text("model: {class_path: SqueezeNextClassifier, init_args: {width: 0.5}}\n")
+    argv = ["--config", "fast/hps_08_05x.yaml", "--config", str(mine), "--data.dataset", "digits"]
+    config = run_cli("fit", argv, TrainingPlan).config.fit
+    assert (config.model.init_args.skip_unread, config.model.init_args.width) == (False, 0.5)
+    assert config.trainer.max_epochs > 1
+    # The same network: what the second does not say is the first's.
+    mine.write_text("model: {class_path: HPSClassifier, init_args: {dropout: 0.2}}\n")
+    config = run_cli("fit", argv, TrainingPlan).config.fit
+    assert (config.model.init_args.stages, config.model.init_args.dropout) == ([1, 2, 2, 1], 0.2)
+
+
+def test_a_config_in_the_command_replaces_an_optimizer_whole():
+    argv = ["--config", "hps.yaml", "--config", '{"optimizer": {"class_path": "Adam"}}', "--data.dataset", "digits"]
+    optimizer = run_cli("fit", argv, TrainingPlan).config.fit.optimizer
+    assert (optimizer.class_path, optimizer.init_args.lr) == ("torch.optim.Adam", 0.001)
+    assert optimizer.init_args.weight_decay == 0
 
 
 def test_a_network_after_a_config_is_trained_as_the_config_says(tmp_path):

@@ -138,6 +138,15 @@ def test_every_network_of_the_zoo_can_be_named(hps, name, config):
     assert {key: model["init_args"][key] for key in ZOO[name].arguments} == ZOO[name].arguments
 
 
+def test_a_precision_plugin_is_not_contradicted(hps):
+    plugin = "lightning.pytorch.plugins.MixedPrecision"
+    options = ["--trainer.plugins", plugin, "--trainer.plugins.precision=bf16-mixed", "--trainer.plugins.device=cpu"]
+    argv = ["--model=hps", "--data.dataset=digits", "--trainer.accelerator=cpu", *options]
+    plan = run_cli("fit", argv, TrainingPlan)
+    plan.before_instantiate_classes()
+    assert plan.config.fit.trainer.precision is None
+
+
 @pytest.mark.parametrize(("options", "environment", "devices"), [
     ([], {}, 1),
     (["--trainer.devices=2"], {}, "2"),

@@ -11,7 +11,10 @@ from hps_lightning.errors import UserError
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), r"choose a smaller --data\.batch_size\. CUDA out of memory\.$"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            r"choose a smaller --data\.batch_size; .* a smaller --data\.eval_batch_size\. CUDA out of memory\.$",
+        ),
         (MisconfigurationException("No training batches."), r"^No training batches\.$"),
     ],
 )

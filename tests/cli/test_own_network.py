@@ -1,5 +1,6 @@
 """A network of the user's own, as the README describes it: trained, tested, continued and exported."""
 
+import json
 import re
 import subprocess
 import sys
@@ -85,6 +86,11 @@ def test_trainings_of_several_seeds_import_it_too(hps, own, tmp_path):
     folder = "runs/TinyClassifier-digits/seeds_0"
     assert f"  python -m hps_lightning test --ckpt_path {folder} --model tiny_classifier.TinyClassifier\n" in out
     assert (tmp_path / folder / "seed_0" / "checkpoints" / "last.ckpt").is_file()
+    group = tmp_path / folder / "seeds.json"
+    group.write_text(json.dumps({**json.loads(group.read_text()), "figures": {}}))
+    status, _, err = hps("test", "--ckpt_path", folder, MODEL)
+    assert status == 2
+    assert f"Go on with them first: python -m hps_lightning fit {MODEL}" in err
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,20 @@ def test_a_specification_is_left_as_it_is():
     assert spec == _spec("SGD", lr=0.1)
 
 
+def test_a_step_that_was_counted_on_the_cpu_goes_where_a_fused_one_looks():
+    # No GPU here: what counts is that the step follows the weights.
+    unfused = build_optimizer(_network(), _spec("Adam"))
+    for parameter in unfused.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    unfused.step()
+    optimizer = build_optimizer(_network().to("meta"), _spec("Adam"))
+    optimizer.defaults["fused"] = True
+    optimizer.load_state_dict(unfused.state_dict())
+    steps = [state["step"] for state in optimizer.state.values()]
+    assert steps
+    assert {step.device.type for step in steps} == {"meta"}
+
+
 def test_another_class_of_torch_is_built_without():
     optimizer = build_optimizer(_network(), _spec("torch.optim.NAdam"), fused=True)
     assert "fused" not in optimizer.defaults
