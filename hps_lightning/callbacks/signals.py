@@ -8,11 +8,13 @@ from types import FrameType
 import torch
 from lightning.pytorch import Trainer
 
+from hps_lightning.scheduler_signals import schedulers_signals
+
 _NOTICE = b"\nhps: stopping where the training can go on from; Ctrl+C again ends it at once.\n"
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, so that a training can end between two steps instead of in the middle of one.
+    """Notes SIGINT and a scheduler's signals, so that a training can end between two steps instead of in one's middle.
 
     A second Ctrl+C ends the process at once. A signal that the process ignores stays ignored.
     """
@@ -28,7 +30,7 @@ class StopSignals:
         self._interrupts = 0
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *schedulers_signals()):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 

@@ -32,6 +32,7 @@ from hps_lightning.explore.storage import HEARTBEAT_S, STORAGE_ERRORS, default_u
 from hps_lightning.explore.study import claim_folder, close_study, find_study, open_study, study_record
 from hps_lightning.explore.worker import Worker, write_options
 from hps_lightning.runs import RUNS
+from hps_lightning.scheduler_signals import schedulers_signals
 
 
 def run_explore(argv: list[str]) -> int:
@@ -150,11 +151,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise TrainingStopped(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in schedulers_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_best(arguments: argparse.Namespace, exploration: Exploration, url: str) -> None:

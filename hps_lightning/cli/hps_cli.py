@@ -20,12 +20,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hps_lightning.callbacks import CALLBACK_OPTIONS, EpochLines, Report, Resume, Summary, WeightsCheckpoint
 from hps_lightning.checkpoint_io import UnwrittenCheckpointsError, safe_checkpoints, use_safe_checkpoints
 from hps_lightning.cli.from_checkpoint import load_initial_weights
+from hps_lightning.cli.launched import check_processes, started_here
 from hps_lightning.cli.mistakes import explain, missing_value, passed_on
 from hps_lightning.cli.output import steady_output
 from hps_lightning.cli.preflight import (
@@ -192,6 +193,10 @@ class HPSCLI(LightningCLI):
                 raise mistakes[0] from None
             raise UserError(explain(str(error), self._options(self.subcommand))) from error
         use_safe_checkpoints(self.trainer)
+        environment = self.trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            # It would save amid a step, into the working directory, where every later training would go on from it.
+            environment.auto_requeue = False
 
     def before_instantiate_classes(self) -> None:
         """Decides what depends on the whole config: precision, logger, callbacks."""
@@ -216,10 +221,11 @@ class HPSCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
-        if trainer.devices == "auto" and (self.subcommand != "fit" or not _is_launched(trainer)):
+        here = started_here() if self.subcommand == "fit" else 1
+        if trainer.devices == "auto" and (here is not None or trainer.num_nodes == 1):
             # All GPUs of a host would train another recipe, each with batch norms of its share alone; evaluation on
             # several would count some images twice.
-            trainer.devices = 1
+            trainer.devices = here or 1
         if self.subcommand != "fit":
             # A teacher, for one, has nothing to do here; a training that goes on without it had better hear of it.
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
@@ -265,6 +271,12 @@ class HPSCLI(LightningCLI):
                 f"ckpt_path: {given} stands in a config, which cannot say what else the training that goes on consists "
                 f"of; leave it out there, and give it as an option: --ckpt_path {given}."
             )
+        stray = self.trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
+        if given is None and stray is not None:
+            raise UserError(
+                f"{stray} lies where Lightning looks under SLURM, and it would go on from that whatever was asked for. "
+                "Move it away, or have another folder for all runs: --trainer.default_root_dir DIRECTORY."
+            )
         watch(self.trainer, meet_anew())
         if self.record is not None:
             check_optimization(self.record, self.model)
@@ -280,6 +292,7 @@ class HPSCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a training whose checkpoints could not be written says last where they are."""
+        check_processes(self.trainer, subcommand)
         checkpoints = safe_checkpoints(self.trainer)
         # What a training has for itself while it runs.
         self._held = contextlib.ExitStack()
@@ -360,11 +373,6 @@ def _has_precision(plugins: Any) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _is_launched(trainer: jsonargparse.Namespace) -> bool:
-    """Whether torchrun or SLURM has started this process as one of several, or several hosts are to train."""
-    return trainer.num_nodes != 1 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:

@@ -25,9 +25,11 @@ from hps_lightning.checkpoint import classifier_class, read_checkpoint
 from hps_lightning.cli.arguments import asks_for_help, is_null, join_options, option_values
 from hps_lightning.cli.damaged_checkpoints import open_or_replace
 from hps_lightning.cli.hps_cli import TrainingPlan
+from hps_lightning.cli.launched import started_together
 from hps_lightning.cli.lightning import run_cli, run_lightning
 from hps_lightning.errors import UserError
 from hps_lightning.modules import RECORD_KEY
+from hps_lightning.scheduler_signals import schedulers_signals
 from hps_lightning.seed_group import GROUP_FILE, Figures, SeedGroup, finite, summarise
 
 EPOCH_SECONDS = "time/epoch_seconds"
@@ -42,9 +44,6 @@ _EXCLUDED = {
     "--ckpt_path": "the same command goes on by itself where it was interrupted",
     "--print_config": "leave --seeds out to see the config",
 }
-
-# How many processes torchrun or srun has started together.
-_PROCESSES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def parse_seeds(text: str | None) -> list[int]:
@@ -92,8 +91,7 @@ def run_fit_seeds(argv: list[str]) -> int:
     seeds, rest = _take_seeds(argv)
     if asks_for_help(option for option, _ in option_values(rest)):
         return run_lightning("fit", rest)
-    counts = [count for name in _PROCESSES if (count := os.environ.get(name, "")).isdecimal()]
-    together = max(map(int, counts), default=1)
+    together = started_together()
     if together > 1:
         raise UserError(
             f"--seeds trains one seed after the other by itself, and {together} processes were started together, each "
@@ -281,7 +279,7 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
         signalled = number
         child.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in schedulers_signals()}
     try:
         while True:
             try:
@@ -296,7 +294,8 @@ def _run(argv: list[str], lock: int | None) -> tuple[int, int]:
                 # A terminal tells its whole process group, `kill -INT` us alone. A second SIGINT would end it at once.
                 child.send_signal(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return (status if status >= 0 else 128 - status), signalled
 
 

@@ -41,6 +41,18 @@ def test_a_signal_is_noted_and_ends_nothing(number, capfd):
     assert ("Ctrl+C again" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
+def test_what_slurm_sends_before_the_end_is_noted(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        signals = StopSignals()
+        signals.watch(trainer())
+        send(signal.SIGUSR1)
+        assert signals.received(trainer()) == signal.SIGUSR1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_second_ctrl_c_ends_at_once(capfd):
     signals = StopSignals()
     signals.watch(trainer())

@@ -151,8 +151,11 @@ def test_a_precision_plugin_is_not_contradicted(hps):
     ([], {}, 1),
     (["--trainer.devices=2"], {}, "2"),
     (["--trainer.num_nodes=2"], {}, "auto"),
-    ([], {"TORCHELASTIC_RUN_ID": "job", "GROUP_RANK": "0"}, "auto"),
-    ([], {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job"}, "auto"),
+    ([], {"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
+    # A script of a job with four tasks, and what srun starts in it.
+    ([], {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job"}, 1),
+    ([], {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, 2),
+    ([], {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash", "SLURM_STEP_TASKS_PER_NODE": "1"}, 1),
 ])  # fmt: skip
 def test_a_training_takes_one_device_unless_it_is_told_otherwise(monkeypatch, options, environment, devices):
     for name, value in environment.items():

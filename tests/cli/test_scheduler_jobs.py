@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Callback
 
 from hps_lightning.cli.scheduler_jobs import JOB_FILE, Job, JobRecord, meet_anew
 from hps_lightning.errors import UserError
@@ -17,6 +19,7 @@ VARIABLES = (
     *("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"),
     *("MASTER_ADDR", "MASTER_PORT", "RANK"),
     *("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CLUSTER_NAME"),
+    *("SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_ERROR_FILE"),
 )
 
@@ -173,6 +176,35 @@ def versions(folder):
 
 def checkpoint(folder, version=0):
     return torch.load(folder / RUNS / f"version_{version}" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.train
+def test_lightnings_own_way_of_going_on_under_slurm_is_not_taken(hps, tmp_path, environment):
+    environment(SLURM_JOB_ID="7", SLURM_NTASKS="1", SLURM_JOB_NAME="job", SLURM_PROCID="0", SLURM_LOCALID="0")
+    environment(SLURM_NODEID="0")
+    stray = tmp_path / "hpc_ckpt_1.ckpt"
+    stray.write_bytes(b"of another training")
+    status, _, err = hps(*FIT)
+    assert status == 2
+    assert "hpc_ckpt_1.ckpt lies where Lightning looks under SLURM" in err
+    stray.unlink()
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        # It would save amid a step.
+        status, _, err = hps(*FIT, "--trainer.callbacks+=tests.cli.test_scheduler_jobs.TimeIsUp")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert status == 128 + signal.SIGUSR1, err
+    assert checkpoint(tmp_path)["global_step"] == 2
+    assert not list(tmp_path.glob("hpc_ckpt*"))
+
+
+class TimeIsUp(Callback):
+    """Gets the signal of ``#SBATCH --signal=USR1@90`` in the second step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @pytest.mark.train
