@@ -137,7 +137,8 @@ def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally, two)
     # A port that is free, and no --rdzv_id.
     torchrun += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
     deaths = [*dying(1, 1), *dying(0, 2, "no room for 3 GiB", attempt=1)]
-    status, printed, complaints = run(tmp_path, [*torchrun, HPS, *FIT, *TWO, *deaths])
+    # Without being told, it has as many devices as processes.
+    status, printed, complaints = run(tmp_path, [*torchrun, HPS, *FIT, *deaths])
     assert status == 0, complaints
     assert "failed (exitcode: -9) local_rank: 1" in complaints
     assert "MemoryError: no room for 3 GiB" in complaints
@@ -152,6 +153,14 @@ def test_torchrun_starts_a_training_again_where_it_stopped(tmp_path, tally, two)
     for index, state in momenta[0].items():
         assert torch.equal(momenta[1][index]["momentum_buffer"], state["momentum_buffer"])
     tally("kills survived", 2)
+
+
+def test_processes_that_would_each_do_the_same_are_refused(tmp_path):
+    torchrun = [HPS.with_name("torchrun"), "--standalone", "--nproc_per_node=2", "--no-python"]
+    status, _, complaints = run(tmp_path, [*torchrun, HPS, *FIT, "--trainer.devices=1"])
+    assert status != 0
+    assert "hps: error: torchrun has started 2 processes, and this command is for 1. Say how many" in complaints
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_keeps_a_state_goes_on_in_both_processes_after_a_signal_to_one(tmp_path):
