@@ -18,6 +18,7 @@ from torch import nn
 
 from hps_lightning import complexity
 from hps_lightning.bluebox.weights import bare_copy
+from hps_lightning.callbacks.run_directory import run_directory
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
 from hps_lightning.machine import hardware, peak_resident_bytes, versions
@@ -118,7 +119,7 @@ class Benchmark(Callback):
         """Settles where the file goes; every rank has to, since they agree on the log directory."""
         if stage == "fit":
             self._reset()
-            self._path = Path(trainer.log_dir or trainer.default_root_dir, self.filename)
+            self._path = Path(run_directory(trainer), self.filename)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Starts the GPU's memory statistics afresh."""

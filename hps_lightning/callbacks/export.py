@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hps_lightning.bluebox import board_weights, describe, export_bundle, export_weights
+from hps_lightning.callbacks.run_directory import run_directory
 from hps_lightning.errors import UserError
 from hps_lightning.modules.classifier import ImageClassifier
 
@@ -58,7 +59,7 @@ class Export(Callback):
         """Settles the directory; every rank has to, since they agree on the log directory."""
         if stage == "fit":
             self._reset()
-            root = Path(self.directory or os.path.join(trainer.log_dir or trainer.default_root_dir, "bluebox"))
+            root = Path(self.directory or os.path.join(run_directory(trainer), "bluebox"))
             # Of an unknown user's folder each export will tell.
             with contextlib.suppress(RuntimeError):
                 root = root.expanduser()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hps_lightning.callbacks.checkpoints import best_checkpoint, last_checkpoint, program
+from hps_lightning.callbacks.run_directory import run_directory
 from hps_lightning.errors import DivergedError
 
 NonFinite = Literal["stop", "ignore"]
@@ -146,7 +147,7 @@ def _way_out(trainer: Trainer, pl_module: LightningModule) -> str:
         return f"There is no checkpoint yet; begin again with a smaller rate: {option}"
     # A continued training takes its rate from the checkpoint.
     options = ["--init_weights", str(checkpoint)]
-    config = Path(trainer.log_dir or "", "config.yaml")
+    config = Path(run_directory(trainer), "config.yaml")
     if config.is_file():
         options = ["--config", str(config), *options]
     return f"The last sound checkpoint is {checkpoint}; train from its weights with a smaller rate: " + (

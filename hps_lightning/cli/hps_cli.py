@@ -248,10 +248,7 @@ class HPSCLI(LightningCLI):
             return False
         if given is None or given is True:
             given = jsonargparse.Namespace(class_path=_TENSORBOARD, init_args=jsonargparse.Namespace())
-            name = config.model.class_path.rsplit(".", 1)[-1]
-            family = next((key for key, value in CLASSIFIERS.items() if value.__name__ == name), None)
-            given.init_args.save_dir = config.trainer.default_root_dir or RUNS
-            given.init_args.name = run_name(name, family, config.model.init_args.as_dict(), config.data.dataset)
+            given.init_args.save_dir, given.init_args.name = _place_of_runs(config)
         if _is_tensorboards(given):
             # Lightning would log hyper-parameters without metrics; the dashboard logs them with.
             given.init_args.default_hp_metric = False
@@ -262,6 +259,12 @@ class HPSCLI(LightningCLI):
                 given.init_args.version = self.run_folder.version
                 given.init_args.sub_dir = None if self.subcommand == "fit" else self.subcommand
         return given
+
+    def _own_place(self) -> TensorBoardLogger:
+        """What numbers the training's folder where its own logger does not; it logs nothing."""
+        if self.run_folder is not None:
+            return TensorBoardLogger(self.run_folder.save_dir, self.run_folder.name, self.run_folder.version)
+        return TensorBoardLogger(*_place_of_runs(self.config[self.subcommand]))
 
     def before_fit(self) -> None:
         """Makes sure that there is room for a run, and starts from given weights where the user asks for it."""
@@ -282,7 +285,7 @@ class HPSCLI(LightningCLI):
             check_optimization(self.record, self.model)
         check_kept_arguments(self.model, self._get(self.config, "model").init_args)
         check_recipe(self.trainer, self.model, self.datamodule, self._get(self.config, "trainer.sync_batchnorm"))
-        self._held.enter_context(own_run_folder(self.trainer))
+        self._held.enter_context(own_run_folder(self.trainer, self._own_place()))
         path = self._get(self.config, "init_weights")
         if self.record is not None:
             check_length(self.record, self.model, self.trainer.max_epochs)
@@ -327,14 +330,28 @@ class TrainingPlan(HPSCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
-    def runs_folder(self) -> Path | None:
-        """The folder of all runs of the network; None without the logger that gives each run one there."""
+    def runs_folder(self) -> Path:
+        """The folder of all runs of the network."""
         logger = self.config.fit.trainer.logger
-        return Path(logger.init_args.save_dir, logger.init_args.name or "") if _is_tensorboards(logger) else None
+        if _is_tensorboards(logger):
+            return Path(logger.init_args.save_dir, logger.init_args.name or "")
+        return Path(*_place_of_runs(self.config.fit))
+
+    def logs_to_tensorboard(self) -> bool:
+        """Whether TensorBoard's logger is the one of the training."""
+        return _is_tensorboards(self.config.fit.trainer.logger)
 
     def dump(self) -> str:
         """The whole config, as a training saves it."""
         return self._parser("fit").dump(self.config.fit, skip_none=False)
+
+
+def _place_of_runs(config: jsonargparse.Namespace) -> tuple[str, str]:
+    """The folder of all runs, and the name of the network's in it; a logger of the user's may have another place."""
+    name = config.model.class_path.rsplit(".", 1)[-1]
+    family = next((key for key, value in CLASSIFIERS.items() if value.__name__ == name), None)
+    own = run_name(name, family, config.model.init_args.as_dict(), config.data.dataset)
+    return config.trainer.default_root_dir or RUNS, own
 
 
 def _is_tensorboards(logger: Any) -> bool:

@@ -36,7 +36,7 @@ def continue_job(job: Job, command: Sequence[str], tokens: list[str]) -> tuple[R
     """
     # Only the whole config tells where the job's runs lie.
     runs = TrainingPlan(["fit", *with_checkpoint("fit", tokens)[0]], None, None).runs_folder()
-    run = None if runs is None else job.find_run(runs, command)
+    run = job.find_run(runs, command)
     if run is None:
         return None, None
     folder = run.directory / "checkpoints"

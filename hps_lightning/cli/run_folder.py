@@ -7,17 +7,15 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from hps_lightning.callbacks.run_directory import NUMBERED, has_numbered_folder
 from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
 from hps_lightning.files import check_writable
 from hps_lightning.runs import expanded
 
-# Those that give each training a folder with a number of its own.
-_NUMBERED = (TensorBoardLogger, CSVLogger)
-
 
 @contextlib.contextmanager
-def own_run_folder(trainer: Trainer) -> Iterator[None]:
+def own_run_folder(trainer: Trainer, otherwise: TensorBoardLogger | None = None) -> Iterator[None]:
     """Makes a run's folder and keeps it for this process; if nothing was written there, it is removed again.
 
     Trainings that begin at the same moment, as those of an array of jobs, get one each. Lightning by itself makes the
@@ -26,6 +24,8 @@ def own_run_folder(trainer: Trainer) -> Iterator[None]:
     Args:
         trainer: whose loggers tell the folder. A remote one is neither made nor kept, nor is one that a logger has
             trainings share.
+        otherwise: tells it where the first of the trainer's loggers gives no folder with a number, or there is none;
+            the folder becomes the trainer's ``default_root_dir``. It logs nothing.
 
     Raises:
         UserError: it cannot be made or written, or another process trains there.
@@ -34,8 +34,13 @@ def own_run_folder(trainer: Trainer) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as held:
-        numbered = [logger for logger in trainer.loggers if isinstance(logger, _NUMBERED)]
+        numbered = [logger for logger in trainer.loggers if isinstance(logger, NUMBERED)]
+        needed = otherwise is not None and not has_numbered_folder(trainer)
+        own = otherwise if needed and _is_local(otherwise.root_dir) else None
+        numbered += [own] if own is not None else []
         held.enter_context(_numbered_folders([logger for logger in numbered if _is_local(logger.root_dir)]))
+        if own is not None:
+            trainer._default_root_dir = str(_folder(own))
         folders = [logger.log_dir or logger.save_dir for logger in trainer.loggers]
         for folder in filter(None, folders or [trainer.default_root_dir]):
             if _is_local(folder):

@@ -8,6 +8,7 @@ import jsonargparse
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from hps_lightning.callbacks.run_directory import run_directory
 from hps_lightning.errors import UserError
 from hps_lightning.files import remove_leftovers, write_text
 
@@ -28,7 +29,7 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves that of a new training; leaves out what is no training, whose config would replace the training's."""
-        if stage == "fit" and trainer.log_dir is not None:
+        if stage == "fit":
             self._goes_on = self.config.ckpt_path is not None
             # Whoever repeats the training wants another one, in a folder of its own.
             self.config = self.config.clone()
@@ -36,9 +37,9 @@ class SaveFitConfig(SaveConfigCallback):
             logger = self.config.trainer.logger
             if not self._chose_logger:
                 self.config.trainer.logger = None
-            elif isinstance(logger, jsonargparse.Namespace) and "version" in logger.init_args:
+            elif isinstance(logger, jsonargparse.Namespace) and "version" in logger.get("init_args", ()):
                 logger.init_args.version = None
-            self._path = os.path.join(trainer.log_dir, self.config_filename)
+            self._path = os.path.join(run_directory(trainer), self.config_filename)
             if not self._goes_on:
                 super().setup(trainer, pl_module, stage)
 

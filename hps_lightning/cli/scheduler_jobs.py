@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hps_lightning.callbacks.run_directory import run_directory
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_text
 from hps_lightning.runs import Run
@@ -132,8 +133,8 @@ class JobRecord(Callback):
                 f"Rank 0 goes on from {first or 'the start'}, rank {trainer.global_rank} from {mine or 'the start'}: "
                 "the folder of the runs must be one that all hosts share."
             )
-        folder = trainer.log_dir
-        if folder is None or "://" in folder or not trainer.is_global_zero:
+        folder = run_directory(trainer)
+        if "://" in folder or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, JOB_FILE), json.dumps(self.job._described(self.command)) + "\n")

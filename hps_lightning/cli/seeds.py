@@ -185,13 +185,12 @@ def _plan(argv: list[str], seeds: list[int]) -> tuple[Path, str]:
         raise UserError("--seeds and --trainer.fast_dev_run do not go together: such a run keeps nothing.")
     if config.export.directory is not None:
         raise UserError("--seeds and --export.directory do not go together: all seeds would write to the same folder.")
-    runs = plan.runs_folder()
-    if runs is None:
+    if not plan.logs_to_tensorboard():
         raise UserError("--seeds needs the TensorBoard logger, which gives each run its folder; leave out the other.")
     # Each training has its own; here it must not tell two equal configs apart.
     config.seed_everything = seeds[0]
     config.trainer.logger.init_args.pop("version", None)
-    return runs, plan.dump()
+    return plan.runs_folder(), plan.dump()
 
 
 def _command(config: str, argv: Sequence[str]) -> str:

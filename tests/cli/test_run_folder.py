@@ -2,10 +2,12 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from hps_lightning.cli.run_folder import own_run_folder
 from hps_lightning.directory_lock import LOCK_FILE, locked
@@ -140,3 +142,40 @@ def test_hps_fit_keeps_the_folder_of_the_run_that_it_goes_on_with(hps, tmp_path,
         assert status == 0, err
     status, _, err = hps(*resume)
     assert status == 0, err
+
+
+class Remote(DummyLogger):
+    """As those of experiment trackers: it has a folder of its own for all trainings."""
+
+    save_dir = "."
+
+
+@pytest.mark.parametrize("loggers", [[], [Remote()]], ids=["no logger", "another logger"])
+def test_without_a_logger_that_numbers_its_folders_each_training_has_its_own_too(tmp_path, loggers):
+    first, second = trainer(*loggers), trainer(*loggers)
+    with own_run_folder(first, tensorboard(tmp_path)), own_run_folder(second, early(tensorboard(tmp_path))):
+        folders = [Path(one._default_root_dir) for one in (first, second)]
+        assert folders == [tmp_path / "net" / "version_0", tmp_path / "net" / "version_1"]
+        (folders[0] / "config.yaml").touch()
+    assert [path.name for path in (tmp_path / "net").iterdir()] == ["version_0"]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("logger", ["false", "tests.cli.test_run_folder.Remote"])
+def test_a_training_without_tensorboard_replaces_nothing_and_goes_on(hps, tmp_path, logger):
+    mine = tmp_path / "config.yaml"
+    mine.write_text("trainer: {max_epochs: 1}\n")
+    call = ("fit", "--model=hps_06_05x", "--config=config.yaml", *TINY, "--trainer.logger", logger)
+    for version in (0, 1):
+        status, out, err = hps(*call)
+        assert status == 0, err
+        assert f"runs/hps-digits/version_{version}/checkpoints/weights.ckpt" in out
+    assert mine.read_text() == "trainer: {max_epochs: 1}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "runs"]
+    names = {"benchmark.json", "bluebox", "checkpoints", "config.yaml"}
+    for version in (0, 1):
+        assert {path.name for path in (tmp_path / f"runs/hps-digits/version_{version}").iterdir()} == names
+    status, out, err = hps("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.logger", logger)
+    assert status == 0, err
+    assert "Training finished: 2 of 2 epochs" in out
+    assert len(list((tmp_path / "runs" / "hps-digits").iterdir())) == 2
