@@ -144,13 +144,31 @@ class SeedGroup:
             config: what the trainings have in common, as YAML.
         """
         wanted = yaml.safe_load(config)
-        for directory in sorted(_directories(folder), key=_number, reverse=True):
-            # What cannot be read is no group to go on with.
-            with contextlib.suppress(UserError, OSError, ValueError, yaml.YAMLError):
-                group = cls.load(directory)
-                found = yaml.safe_load(group.config())
-                if group.seeds == seeds and found == wanted and group.unfinished:
-                    return group
+        for group, found in _readable(folder):
+            if group.seeds == seeds and found == wanted and group.unfinished:
+                return group
+        return None
+
+    @classmethod
+    def find_changed(cls, folder: Path, arguments: list[str], config: str) -> tuple["SeedGroup", list[str]] | None:
+        """The newest unfinished group that the same command began when it meant another configuration.
+
+        Another machine may have chosen another precision, a newer version another default.
+
+        Args:
+            folder: of all runs of the network, ``runs/NAME``.
+            arguments: of `hps fit`, as typed.
+            config: what they mean now, as YAML.
+
+        Returns:
+            The group, and each setting that differs, in words; None without such a group.
+        """
+        now = _settings(yaml.safe_load(config))
+        for group, found in _readable(folder):
+            if group.arguments == arguments and group.unfinished:
+                then = _settings(found)
+                names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+                return group, [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names]
         return None
 
     @property
@@ -261,6 +279,25 @@ def _is_group(content: Any) -> bool:
 def _is_figure(value: Any) -> bool:
     # NaN is less than nothing.
     return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _readable(folder: Path) -> Iterator[tuple[SeedGroup, Any]]:
+    """The groups in a folder with their configurations, the newest first; what cannot be read is none to go on with."""
+    for directory in sorted(_directories(folder), key=_number, reverse=True):
+        try:
+            group = SeedGroup.load(directory)
+            found = yaml.safe_load(group.config())
+        except (UserError, ValueError, yaml.YAMLError):
+            continue
+        yield group, found
+
+
+def _settings(config: Any, name: str = "") -> dict[str, Any]:
+    """A configuration's values by their dotted names."""
+    if not isinstance(config, dict) or not config:
+        return {name: config}
+    parts = (_settings(value, f"{name}.{key}" if name else str(key)) for key, value in config.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _directories(folder: Path) -> list[Path]:

@@ -63,6 +63,18 @@ def test_each_new_group_has_the_next_number(group, tmp_path):
     assert SeedGroup.create(folder, [], [0], CONFIG).directory == folder / "seeds_10"
 
 
+def test_what_the_same_command_meant_when_it_began_a_group_is_found(group, tmp_path):
+    folder = tmp_path / "runs" / "net"
+    changed = CONFIG.replace("0.5", "0.6") + "precision: 32-true\n"
+    found, differences = SeedGroup.find_changed(folder, ["--seeds", "3"], changed)
+    assert found == group
+    assert differences == ["model.width was 0.5, is 0.6", "precision was None, is '32-true'"]
+    assert SeedGroup.find_changed(folder, ["--seeds", "2"], changed) is None
+    group.figures = {seed: {"loss": 1.0} for seed in group.seeds}
+    group.save()
+    assert SeedGroup.find_changed(folder, ["--seeds", "3"], changed) is None, "it is finished"
+
+
 def test_the_newest_unfinished_group_of_the_same_seeds_and_config_is_found(group, tmp_path):
     folder = tmp_path / "runs" / "net"
 

@@ -101,6 +101,12 @@ def run_fit_seeds(argv: list[str]) -> int:
     group = SeedGroup.find_unfinished(folder, seeds, config)
     found = group is not None
     if group is None:
+        changed = SeedGroup.find_changed(folder, argv, config)
+        if changed is not None:
+            print(
+                f"{changed[0].directory} is not finished and stays as it is: the same command began it, and means "
+                f"another training now ({'; '.join(changed[1])}). With those options as they were, it goes on there."
+            )
         group = SeedGroup.create(folder, argv, seeds, config)
     with group.locked() as lock:
         print(_continued(group) if found else f"{_trainings(seeds)} in {group.directory}.")
