@@ -7,8 +7,8 @@
     python benchmarks/publish.py --table
 
 Of several runs, which may differ in their seed alone, the first is published, and the accuracy
-of all is told. The last epoch counts, under the protocol "full": nothing was chosen by an accuracy on the test
-images, which are looked at here for the first time. `--add` counts further seeds of what is
+of all is told. The last epoch counts, under the protocol "full": within a training nothing was chosen by an accuracy
+on the test images, at which it is looked here. `--add` counts further seeds of what is
 published already, whose network stays. `--into` keeps the same of a training that is
 a result, but not a network that we recommend.
 """

@@ -26,6 +26,7 @@ from hps_lightning.data import DATASETS
 from hps_lightning.errors import UserError
 from hps_lightning.files import write_json
 from hps_lightning.machine import hardware, versions
+from hps_lightning.precision import fast_precision
 
 PAPER_EPOCHS = 200
 RUNS = Path("runs/time_to_accuracy")
@@ -119,6 +120,7 @@ def main() -> int:
         "paper_accuracy": target,
         "reference": {"images_per_second": rates, "seconds_per_epoch": size / median(rates), "seconds": paper_seconds},
         "trainings": trainings,
+        "precision": fast_precision("cpu"),
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
     }

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +69,23 @@ def test_the_table_is_that_of_the_facts():
         row = next(line for line in text.splitlines() if re.match(pattern, line))
         assert ("distilled" in row) == (facts.get("distillation") is not None)
         assert f"{facts['test']['correct']:,} of {facts['test']['images']:,}" in row
+
+
+def test_the_readme_says_what_was_measured():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Published networks")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\w. -]+) \| (CIFAR-10+) \| ([\d.]+) %.*? \| ([\d.]+) % \|", table, re.MULTILINE)
+
+    def plain(name):
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    said = {plain(name + dataset): figures for name, dataset, *figures in rows}
+    assert len(said) == len(PUBLISHED)
+    for name in PUBLISHED:
+        facts = json.loads((pretrained.published_folder() / f"{name}.json").read_text(encoding="utf-8"))
+        network, dataset = split(name)
+        printed = zoo.find_variant(network).published(dataset).accuracy
+        assert said[plain(name)] == [f"{100 * facts['test']['accuracy']:.2f}", f"{printed:.2f}"], name
 
 
 def test_what_is_not_published_is_refused_with_what_is():

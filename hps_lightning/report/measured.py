@@ -29,6 +29,7 @@ class Measured:
         images: number of test images; None likewise.
         seeds: as ``correct``.
         validation: accuracy of the last epoch on held-out images, in percent; None without any.
+        validates: whether its epochs validate, on whatever images.
         epoch_seconds: median of an epoch, training and validation.
         hardware: that it was timed on, in words.
         command: that repeats it; empty where the result does not hold one.
@@ -46,6 +47,7 @@ class Measured:
     images: int | None
     seeds: tuple[int, ...]
     validation: float | None
+    validates: bool
     epoch_seconds: float
     hardware: str
     command: str
@@ -247,6 +249,7 @@ def _measured(
         images=images,
         seeds=seeds,
         validation=None if validation is None else 100 * validation,
+        validates=facts["time"].get("val_seconds") is not None,
         epoch_seconds=facts["time"]["epoch_seconds"],
         hardware=hardware_words(facts),
         command=command,

@@ -57,7 +57,7 @@ def times(
         # A teacher's forward passes are in the time of those that it taught.
         name = f"{run.name}{', distilled' * bool(run.teacher)}"
         by_machine.setdefault(run.hardware, []).append(plots.Point(name, run.parameters, run.epoch_seconds))
-        kind = "training and validation" if run.validation is not None else "training"
+        kind = "training and validation" if run.validates else "training"
         kind += f", with {run.teacher} as its teacher" * bool(run.teacher)
         lines.append((cell(run.name), f"{run.epoch_seconds:.1f}", cell(kind), cell(run.hardware), f"`{run.source}`"))
     for speed in train_speeds(results) if results else []:

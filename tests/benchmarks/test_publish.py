@@ -139,3 +139,7 @@ def test_what_is_no_further_seed_is_refused(run, folder, seed, changes, message)
 def test_seeds_of_nothing_published_are_refused(run, folder):
     with pytest.raises(UserError, match="not published yet"):
         publish.add([run])
+
+
+def test_the_published_table_is_that_of_the_facts():
+    assert f"\n\n{publish.table()}\n\n" in (publish.FOLDER / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,6 @@
-from hps_lightning.report.measured import published
+import pytest
+
+from hps_lightning.report.measured import published, trainings
 from hps_lightning.report.points import times
 from tests.report.test_measured import HARDWARE, facts, write
 
@@ -11,6 +13,13 @@ def test_a_taught_networks_time_is_told_as_such(tmp_path):
     assert [point.name for point in groups[-1].points] == ["hps_06_05x, distilled", "hps_08_05x"]
     assert r"| training, with hps\_14\_1x as its teacher |" in text
     assert "| training |" in text
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "paper"])
+def test_what_validates_has_both_in_its_time_whatever_the_images(tmp_path, protocol):
+    time = {"epochs": 3, "epoch_seconds": 1.5, "val_seconds": 0.2}
+    write(tmp_path / "run" / "benchmark.json", facts(protocol=protocol, time=time))
+    assert "| training and validation |" in times([], [], trainings(tmp_path), None)[1]
 
 
 def test_speeds_on_the_digits_are_told_too(tmp_path):
