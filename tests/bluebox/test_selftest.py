@@ -228,6 +228,18 @@ def test_an_onnx_runtime_that_is_too_old_fails_nothing(selftest, onnx_bundle, ca
     assert "ONNX Runtime 1.14 or newer" in (onnx_bundle / "README.md").read_text()
 
 
+def test_a_broken_onnx_runtime_fails_nothing_and_is_said(selftest, onnx_bundle, bundles, tmp_path, monkeypatch):
+    (tmp_path / "broken" / "onnxruntime").mkdir(parents=True)
+    (tmp_path / "broken" / "onnxruntime" / "__init__.py").write_text("raise ImportError('made for another numpy')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    bundle = bundles.Bundle(str(onnx_bundle))
+    assert selftest.check_onnx(bundle) == []
+    told = "network-int8.onnx and network.onnx not tested: ONNX Runtime cannot be imported (made for another numpy)"
+    assert selftest.onnx_left_out(bundle) == told
+
+
 def test_without_onnx_runtime_its_files_are_left_alone(selftest, onnx_bundle, bundles, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert selftest.check_onnx(bundles.Bundle(str(onnx_bundle))) == []
+    assert selftest.onnx_left_out(bundles.Bundle(str(onnx_bundle))) is None

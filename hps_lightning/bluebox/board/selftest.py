@@ -5,6 +5,7 @@ resizing of a frame against Pillow's there; then how long one image takes. Where
 installed, the same for the bundle's ONNX files, which need version 1.14 of it.
 """
 
+import importlib.util
 import io
 import os
 import platform
@@ -75,12 +76,19 @@ def _golden(bundle, *names):
 
 
 def _onnx_runtime():
-    """ONNX Runtime, and whether it is too old for the exported files; None and False where there is none."""
+    """ONNX Runtime and None; or None and why it cannot run the exported files, None too where there is none."""
     try:
         import onnxruntime
-    except ImportError:
-        return None, False
-    return onnxruntime, _is_older(onnxruntime, OLDEST_ONNX_RUNTIME)
+    except Exception as error:  # One that is half installed, or for another numpy, fails in every way that there is.
+        if importlib.util.find_spec("onnxruntime") is None:
+            return None, None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return None, "ONNX Runtime cannot be imported ({})".format(reason)
+    if _is_older(onnxruntime, OLDEST_ONNX_RUNTIME):
+        return None, "ONNX Runtime {} is too old, {} or newer is needed".format(
+            onnxruntime.__version__, ".".join(map(str, OLDEST_ONNX_RUNTIME))
+        )
+    return onnxruntime, None
 
 
 def _is_older(onnxruntime, wanted):
@@ -95,27 +103,25 @@ def _onnx_files(bundle):
 def onnx_left_out(bundle):
     """Says why the bundle's ONNX files are not tested; None where they are, or where nobody would run them.
 
-    They are no reason to fail where ONNX Runtime is too old: the block runs without them.
+    They are no reason to fail where ONNX Runtime is too old or broken: the block runs without them.
     """
-    onnxruntime, too_old = _onnx_runtime()
-    if not too_old or not _onnx_files(bundle):
+    _, reason = _onnx_runtime()
+    if reason is None or not _onnx_files(bundle):
         return None
-    return "{} not tested: ONNX Runtime {} is too old, {} or newer is needed".format(
-        " and ".join(_onnx_files(bundle)), onnxruntime.__version__, ".".join(map(str, OLDEST_ONNX_RUNTIME))
-    )
+    return "{} not tested: {}".format(" and ".join(_onnx_files(bundle)), reason)
 
 
 def onnx_networks(bundle):
     """The bundle's ONNX files as functions of uint8 images, N x side x side x 3, RGB, that give probabilities.
 
     Returns:
-        A list of names and functions; empty without ONNX Runtime, or where it is too old.
+        A list of names and functions; empty without ONNX Runtime, or where it is too old or broken.
 
     Raises:
         BundleError: a file is none that ONNX Runtime runs.
     """
-    onnxruntime, too_old = _onnx_runtime()
-    if onnxruntime is None or too_old:
+    onnxruntime, _ = _onnx_runtime()
+    if onnxruntime is None:
         return []
     return [(name, _onnx_network(bundle, name, onnxruntime)) for name in _onnx_files(bundle)]
 
@@ -158,7 +164,10 @@ def check_onnx(bundle):
     checked = []
     for name, run in onnx_networks(bundle):
         images, answers = _golden(bundle, "images", name)
-        off = float(np.abs(run(images) - answers).max())
+        try:
+            off = float(np.abs(run(images) - answers).max())
+        except Exception as error:
+            raise BundleError("{} cannot be run by ONNX Runtime: {}".format(name, " ".join(str(error).split())))
         tolerance = INT8_TOLERANCE if "int8" in name else LOGIT_TOLERANCE
         if not off <= tolerance:
             message = "{}: the probabilities are {:.2g} off, more than {:g}".format(name, off, tolerance)
