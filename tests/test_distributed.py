@@ -159,7 +159,7 @@ def test_processes_that_would_each_do_the_same_are_refused(tmp_path):
     torchrun = [HPS.with_name("torchrun"), "--standalone", "--nproc_per_node=2", "--no-python"]
     status, _, complaints = run(tmp_path, [*torchrun, HPS, *FIT, "--trainer.devices=1"])
     assert status != 0
-    assert "hps: error: torchrun has started 2 processes, and this command is for 1. Say how many" in complaints
+    assert "hps: error: torchrun has started 2 processes, and this command is for 1. Start as many, or" in complaints
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,9 +46,10 @@ def check_processes(trainer: Trainer, command: str) -> None:
     if started == planned:
         return
     way_out = (
-        "Say how many work on each host, and on how many hosts: --trainer.devices N --trainer.num_nodes M "
-        "--trainer.strategy ddp."
+        "Start as many, or say how many work on each host, and on how many hosts: --trainer.devices N "
+        "--trainer.num_nodes M --trainer.strategy ddp."
         if command == "fit"
         else f"`hps {command}` works in one; start it once."
     )
-    raise UserError(f"{launcher} has started {started} processes, and this command is for {planned}. {way_out}")
+    processes = f"{started} process{'es' * (started > 1)}"
+    raise UserError(f"{launcher} has started {processes}, and this command is for {planned}. {way_out}")
