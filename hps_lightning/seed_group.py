@@ -167,8 +167,12 @@ class SeedGroup:
         for group, found in _readable(folder):
             if group.arguments == arguments and group.unfinished:
                 then = _settings(found)
-                names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-                return group, [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names]
+                both = [name for name in then if name in now and then[name] != now[name]]
+                return group, [
+                    *(f"{name} was {then[name]!r}, is {now[name]!r}" for name in both),
+                    *(f"{name} is gone" for name in then if name not in now),
+                    *(f"{name} is new" for name in now if name not in then),
+                ]
         return None
 
     @property

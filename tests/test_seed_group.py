@@ -68,7 +68,7 @@ def test_what_the_same_command_meant_when_it_began_a_group_is_found(group, tmp_p
     changed = CONFIG.replace("0.5", "0.6") + "precision: 32-true\n"
     found, differences = SeedGroup.find_changed(folder, ["--seeds", "3"], changed)
     assert found == group
-    assert differences == ["model.width was 0.5, is 0.6", "precision was None, is '32-true'"]
+    assert differences == ["model.width was 0.5, is 0.6", "precision is new"]
     assert SeedGroup.find_changed(folder, ["--seeds", "2"], changed) is None
     group.figures = {seed: {"loss": 1.0} for seed in group.seeds}
     group.save()

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,9 +23,14 @@ from hps_lightning.bluebox.board.bundle import Bundle, BundleError
 from hps_lightning.bluebox.folded import TOLERANCE, answers, folded_network
 from hps_lightning.bluebox.manifest import MANIFEST_FILE, MANIFEST_FORMAT, WEIGHTS_FILE, describe, refuse_other_images
 from hps_lightning.bluebox.staging import destination, refuse_others, staged_directory, write_file
-from hps_lightning.bluebox.weights import bare_copy, bare_network, board_weights, legacy_file
+from hps_lightning.bluebox.weights import bare_network, board_weights, legacy_file, restored
 from hps_lightning.data.batches import normalise
 from hps_lightning.errors import UserError, say_trouble
+
+# Set where a bundle is tried, for a network's file that would export one.
+_CHECKING = "HPS_BUNDLE_IS_TRIED"
+_TRIED = "tried"
+_PATIENCE_S = 120
 
 BOARD_FOLDER = Path(__file__).with_name("board")
 """What is copied into every bundle as it stands."""
@@ -43,7 +49,7 @@ compute are wrong before ONNX Runtime 1.25: have it, or set `options.intra_op_nu
 nothing."""
 # Of the standard library, what a board's Python 3.5 may not have yet.
 _NEWER_THAN_THE_BOARD = {"annotationlib", "compression", "contextvars", "dataclasses", "graphlib", "secrets", "tomllib"}
-_NEWER_THAN_THE_BOARD |= {"zoneinfo"}
+_NEWER_THAN_THE_BOARD |= {"importlib.metadata", "importlib.resources", "zoneinfo"}
 _GOLDEN_IMAGES = 8
 _GOLDEN_FRAME = (75, 100)
 
@@ -117,8 +123,7 @@ def export_bundle(
     manifest["formats"] = list(formats)
     weights = board_weights(weights, network)
     content = legacy_file(weights)
-    exported = bare_copy(network).to(torch.float32).eval()
-    exported.load_state_dict(weights)
+    exported = restored(network, weights)
     if folded:
         folded_network(exported, manifest)
     source = Path(inspect.getfile(type(bare_network(network))))
@@ -137,7 +142,9 @@ def export_bundle(
     files[README_FILE] = _readme(manifest).encode()
     manifest["weights"] = {"file": WEIGHTS_FILE, **_identity(content)}
     manifest["files"] = {name: _identity(files[name]) for name in sorted(files)}
-    return _write(files, manifest, directory, partial(_check_bundle, golden=golden))
+    if type(bare_network(network)).__module__.startswith("hps_lightning."):
+        return _write(files, manifest, directory, partial(_check_bundle, manifest=manifest, golden=golden))
+    return _write(files, manifest, directory, partial(_check_bundle_apart, manifest=manifest))
 
 
 def _warn_of_imports(name: str, source: bytes) -> None:
@@ -154,7 +161,9 @@ def _warn_of_imports(name: str, source: bytes) -> None:
         elif isinstance(statement, ast.ImportFrom):
             needed.append("." * statement.level + (statement.module or ""))
     held = {"numpy", "torch", *sys.stdlib_module_names} - _NEWER_THAN_THE_BOARD
-    missing = sorted({module for module in needed if module.split(".")[0] not in held})
+    missing = sorted(
+        {module for module in needed if module.split(".")[0] not in held or module in _NEWER_THAN_THE_BOARD}
+    )
     if missing:
         say_trouble(
             f"{name} imports {', '.join(missing)}, which this bundle does not hold; without them on the board it does "
@@ -193,7 +202,11 @@ def refuse_other_files(directory: str | os.PathLike, network: nn.Module) -> None
 
 def _folder(directory: str | os.PathLike) -> Path:
     path = destination(directory)
-    if path.exists() and not path.is_dir():
+    try:
+        is_file = path.exists() and not path.is_dir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if is_file:
         raise UserError(f"{path} is a file; an export is a folder. Choose another name.")
     return path
 
@@ -223,34 +236,72 @@ def _write(
     return Path(directory)
 
 
-def _check_bundle(folder: Path, golden: Mapping[str, np.ndarray]) -> None:
-    """Runs a bundle from its folder, as a board does.
+def _check_bundle(folder: Path, manifest: Mapping[str, Any], golden: Mapping[str, np.ndarray]) -> None:
+    """Runs the bundle of a network of ours from its folder, as a board does.
 
-    Its network is built from what the classifier and the network call alike, by the file as it is now: one that is
-    given more than that, or that has been edited since it was imported, is another network there.
+    Its network is built from what the classifier and the network call alike: one that is given more is another there.
     """
-    before = sys.dont_write_bytecode
     try:
-        sys.dont_write_bytecode = True
-        # What the file draws or computes is no part of a training that exports.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
             bundle = Bundle(str(folder))
             logits = np.concatenate([bundle.logits(image[np.newaxis]).numpy() for image in golden["images"]])
     except BundleError as error:
-        reason = str(error).replace(f"{folder}{os.sep}", "")
-        raise UserError(f"The bundle would not run on a board: {reason}") from error
-    finally:
-        sys.dont_write_bytecode = before
+        raise _does_not_run(str(error).replace(f"{folder}{os.sep}", ""), manifest) from error
     off = np.abs(logits - golden["logits"]).max()
     if not off <= TOLERANCE * max(1, np.abs(golden["logits"]).max()):
-        described = bundle.manifest["network"]
-        arguments = ", ".join(f"{key}={value!r}" for key, value in described["arguments"].items())
-        raise UserError(
-            f"The bundle would be another network than the one to export: {described['class']}({arguments}), made by "
-            f"{described['file']} as it is now, gives logits that are {off:.2g} off. Let the LightningModule have each "
-            "argument of the network under the network's name for it; and a file that has been edited since the "
-            "training began must be as it was."
+        raise _is_another(f"gives logits that are {off:.2g} off", manifest)
+
+
+def _check_bundle_apart(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Runs the bundle of a user's own network in a process of its own: its file may do more than define one.
+
+    And it may have been edited since it was imported.
+    """
+    if _CHECKING in os.environ:
+        raise UserError(_does_more(manifest))
+    # What the file imports need not be on the board, of which it is warned; here it is found as it was.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), _CHECKING: "1"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import selftest; selftest.check({str(folder)!r})"
+    code += f"; print({_TRIED!r})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=_PATIENCE_S
         )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(_does_more(manifest)) from error
+    except OSError as error:
+        raise UserError(f"The bundle cannot be tried: {error}") from error
+    if done.returncode == 0 and done.stdout.endswith(f"{_TRIED}\n"):
+        return
+    said = done.stderr.strip().rpartition("\n")[2] or f"it ends with status {done.returncode}, before it has answered"
+    reason = said.replace(f"{folder}{os.sep}", "").removeprefix("bundle.BundleError: ")
+    raise _is_another(reason, manifest) if "logits are" in reason else _does_not_run(reason, manifest)
+
+
+def _does_more(manifest: Mapping[str, Any]) -> str:
+    return (
+        f"{manifest['network']['file']} does more than define a network when it is imported, and would on the board; "
+        'have it behind `if __name__ == "__main__":`, or the network in a file of its own.'
+    )
+
+
+def _does_not_run(reason: str, manifest: Mapping[str, Any]) -> UserError:
+    return UserError(
+        f"The bundle would not run on a board: {reason}. It holds {manifest['network']['file']} alone of the network's "
+        "code: have in that file all that it needs, but PyTorch and numpy."
+    )
+
+
+def _is_another(reason: str, manifest: Mapping[str, Any]) -> UserError:
+    described = manifest["network"]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in described["arguments"].items())
+    return UserError(
+        f"The bundle would be another network than the one to export: {described['class']}({arguments}), made by "
+        f"{described['file']} as it is now, differs ({reason}). Let the LightningModule have each argument of the "
+        "network under the network's name for it; and a file that has been edited since the training began must be as "
+        "it was."
+    )
 
 
 def _exported_names() -> set[str]:

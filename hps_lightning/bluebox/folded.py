@@ -66,5 +66,5 @@ def answers(network: nn.Module, images: Tensor) -> Tensor:
 def _refusal(network: nn.Module, problem: str) -> UserError:
     return UserError(
         f"{type(network).__name__} with its batch norms folded into its convolutions is another network: {problem}. "
-        "Export it as it is, and without int8, which is of the folded one: --no-fold --formats pytorch onnx."
+        "Export it as it is, and without int8, which is of the folded one: hps export --no-fold --formats pytorch onnx."
     )

@@ -35,6 +35,29 @@ def bare_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, computed).cpu()
 
 
+def restored(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the bare network in float32 on the CPU, in evaluation mode, with other weights.
+
+    Args:
+        network: wrapped or bare; it is not changed.
+        weights: what :func:`board_weights` returns.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        copied = bare_copy(network).to(torch.float32).eval()
+        for module in list(copied.modules()):
+            for name, part in module.named_children():
+                # Compiled, which would take longer than all else here.
+                setattr(module, name, bare_network(part))
+        copied.load_state_dict(weights)
+    except Exception as error:  # A network's own code raises what it likes.
+        kind = type(bare_network(network)).__name__
+        raise UserError(f"{kind} cannot be copied: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return copied
+
+
 def board_weights(state_dict: Mapping[str, Tensor], network: nn.Module | None = None) -> dict[str, Tensor]:
     """A copy of a state dict as PyTorch 1.1 on a CPU takes it.
 

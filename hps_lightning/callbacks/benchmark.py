@@ -119,7 +119,7 @@ class Benchmark(Callback):
         """Settles where the file goes; every rank has to, since they agree on the log directory."""
         if stage == "fit":
             self._reset()
-            self._path = Path(run_directory(trainer), self.filename)
+            self._path = Path(run_directory(trainer) or trainer.default_root_dir, self.filename)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Starts the GPU's memory statistics afresh."""

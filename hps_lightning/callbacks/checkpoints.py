@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from hps_lightning.callbacks.run_directory import has_numbered_folder, run_directory
+from hps_lightning.callbacks.run_directory import has_own_folder, run_directory
 from hps_lightning.callbacks.signals import StopSignals
 from hps_lightning.checkpoint import read_checkpoint, save_weights
 from hps_lightning.checkpoint_io import safe_checkpoints
@@ -30,8 +30,8 @@ class _MovableCheckpoint(ModelCheckpoint):
         self._kept: dict[str, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keeps them in the run's folder, where Lightning would take one that a logger has for something else."""
-        if self.dirpath is None and not has_numbered_folder(trainer):
+        """Keeps them in the run's folder, where a logger's would be one that its trainings share."""
+        if self.dirpath is None and has_own_folder(trainer):
             self.dirpath = os.path.join(run_directory(trainer), "checkpoints")
         super().setup(trainer, pl_module, stage)
 

@@ -1,7 +1,7 @@
 """Training towards what a larger, trained network answers: knowledge distillation."""
 
+import contextlib
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hps_lightning import zoo
-from hps_lightning.bluebox.board.folding import fold
+from hps_lightning.bluebox.folded import folded_network
 from hps_lightning.checkpoint import read_checkpoint, rebuilt
 from hps_lightning.data.checksums import digest
 from hps_lightning.engine import Replayed
@@ -44,11 +44,10 @@ class Distillation(Callback):
     def __init__(self, teacher: str, weight: float = 0.9, temperature: float = 4.0) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"Distillation: weight must be greater than 0 and at most 1, got {weight!r}.")
-        # Its square is part of the loss.
-        if not (temperature > 0 and 0 < temperature * temperature < math.inf):
-            raise UserError(
-                f"Distillation: temperature must be greater than 0 and finite, its square too, got {temperature!r}."
-            )
+        # Its square is part of the loss, in single precision.
+        numbers = torch.finfo(torch.float32)
+        if not (temperature > 0 and numbers.tiny <= temperature * temperature <= numbers.max):
+            raise UserError(f"Distillation: temperature must be from 1e-18 to 1e18, got {temperature!r}.")
         self.teacher = teacher
         self.weight = weight
         self.temperature = temperature
@@ -92,8 +91,12 @@ class Distillation(Callback):
     def _load(self) -> None:
         checkpoint = read_checkpoint(self.teacher)
         record = checkpoint[RECORD_KEY]
-        # Its batch norms cost a fifth of its time, and the convolutions beside them can do their part.
-        self._network = fold(rebuilt(self.teacher, checkpoint).network, complete=False).requires_grad_(False)
+        network = rebuilt(self.teacher, checkpoint).network.eval()
+        # Its batch norms cost a fifth of its time, and the convolutions beside them can do their part; but not in one
+        # of a user's own that has our names for something else.
+        with contextlib.suppress(UserError):
+            network = folded_network(network, {"input": {"shape": record["image_size"]}}, complete=False)
+        self._network = network.requires_grad_(False)
         self._teacher = {
             **{key: record.get(key) for key in ("model", "dataset", "protocol", "data")},
             "sha256": digest(Path(self.teacher), hashlib.sha256()),

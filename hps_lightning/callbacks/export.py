@@ -59,7 +59,7 @@ class Export(Callback):
         """Settles the directory; every rank has to, since they agree on the log directory."""
         if stage == "fit":
             self._reset()
-            root = Path(self.directory or os.path.join(run_directory(trainer), "bluebox"))
+            root = Path(self.directory or os.path.join(run_directory(trainer) or trainer.default_root_dir, "bluebox"))
             # Of an unknown user's folder each export will tell.
             with contextlib.suppress(RuntimeError):
                 root = root.expanduser()

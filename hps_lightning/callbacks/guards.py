@@ -147,7 +147,7 @@ def _way_out(trainer: Trainer, pl_module: LightningModule) -> str:
         return f"There is no checkpoint yet; begin again with a smaller rate: {option}"
     # A continued training takes its rate from the checkpoint.
     options = ["--init_weights", str(checkpoint)]
-    config = Path(run_directory(trainer), "config.yaml")
+    config = Path(run_directory(trainer) or "", "config.yaml")
     if config.is_file():
         options = ["--config", str(config), *options]
     return f"The last sound checkpoint is {checkpoint}; train from its weights with a smaller rate: " + (

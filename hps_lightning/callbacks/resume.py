@@ -1,6 +1,7 @@
 """What a training needs to go on exactly, beyond what Lightning keeps of it."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class Resume(Callback):
         # It would forget them; and this training has validated before.
         trainer.num_sanity_val_steps = 0
         trainer.callback_metrics.update(_moved(self._state["metrics"], pl_module.device))
-        if any(isinstance(callback, EarlyStopping) and _has_stopped(callback) for callback in trainer.callbacks):
+        stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+        if any(_has_stopped(callback, trainer.callback_metrics) for callback in stopping):
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,8 +149,17 @@ def _ends_epoch(trainer: Trainer) -> bool:
     return epochs.processed > epochs.completed
 
 
-def _has_stopped(callback: EarlyStopping) -> bool:
-    # Not its `stopped_epoch`, which may be 0; and patience is one reason of several.
+def _has_stopped(callback: EarlyStopping, metrics: Mapping[str, Tensor]) -> bool:
+    """Whether it had ended the training, and would again: whoever goes on may have another threshold."""
+    thresholds = {
+        EarlyStoppingReason.STOPPING_THRESHOLD: (1, callback.stopping_threshold),
+        EarlyStoppingReason.DIVERGENCE_THRESHOLD: (-1, callback.divergence_threshold),
+    }
+    if callback.stopping_reason in thresholds:
+        sign, threshold = thresholds[callback.stopping_reason]
+        if threshold is None or callback.monitor not in metrics:
+            return False
+        return bool(callback.monitor_op(sign * metrics[callback.monitor], sign * threshold))
     return callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
 
 

@@ -31,7 +31,10 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, *schedulers_signals()):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            handler = signal.getsignal(number)
+            # SIGUSR1 may be somebody's already, such as Lightning's own way of requeuing a job.
+            taken = number not in (signal.SIGINT, signal.SIGTERM) and handler is not signal.SIG_DFL
+            if handler is not signal.SIG_IGN and not taken:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

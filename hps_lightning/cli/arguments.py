@@ -151,8 +151,9 @@ def expand(tokens: list[str]) -> list[str]:
     # `--optimizer.lr 0.1 --optimizer Adam` means Adam's rate, whatever comes first.
     details: list[tuple[str, Any]] = []
     collecting: list[str] | None = None
-    # The class that the arguments so far name.
+    # The class that the arguments so far name; beside a checkpoint, whose network counts, no matter.
     network: str | None = None
+    continues = not is_null(dict(option_values(tokens)).get("--ckpt_path"))
     for option, value in option_values(tokens):
         if option == "" and collecting is not None:
             collecting.append(value)
@@ -167,12 +168,12 @@ def expand(tokens: list[str]) -> list[str]:
                 raise UserError(f"{option} needs a value.")
             pairs.append((option, value))
         elif option in ("--config", "-c"):
-            expanded, named = _expand_config(value, network)
+            expanded, named = _expand_config(value, None if continues else network)
             pairs += expanded
             network = named or network
         elif option == "--model":
             pairs += _expand_model(value)
-            network = _class_name(pairs)
+            network = _class_named(pairs)
         elif option in _SWAPPED:
             pairs += _expand_swap(option, value)
         elif option in _PATHS and is_null(value):
@@ -212,18 +213,23 @@ def _expand_config(value: str, network: str | None) -> tuple[list[tuple[str, str
         path = find_config(value)
         content, value = read_config(path), str(path)
     pairs: list[tuple[str, str | None]] = [(f"--{key}", "null") for key in replaced_whole_by(content)]
-    model = content.get("model")
-    named = model.get("class_path") if isinstance(model, dict) else model
-    named = named.rpartition(".")[2] if isinstance(named, str) else None
+    named = _last_part(content.get("model"))
     if network is not None and named not in (None, network):
         family = next((family for family, name in CLASSIFIER_NAMES.items() if name == named), None)
         pairs += [("--model", "null")] if family is None else _family(family, {})
     return [*pairs, ("--config", value)], named
 
 
-def _class_name(pairs: list[tuple[str, Any]]) -> str:
+def _class_named(pairs: list[tuple[str, Any]]) -> str | None:
     """The class that the last of the options names that name a network."""
-    return next(value for option, value in reversed(pairs) if option == "--model").rpartition(".")[2]
+    value = next(value for option, value in reversed(pairs) if option == "--model")
+    return _last_part(parse_yaml(value, "--model") if value.lstrip().startswith("{") else value)
+
+
+def _last_part(model: Any) -> str | None:
+    """The name of the class that is given for a network, without its module."""
+    path = model.get("class_path") if isinstance(model, dict) else model
+    return path.rpartition(".")[2] if isinstance(path, str) else None
 
 
 def option_text(value: Any) -> str:

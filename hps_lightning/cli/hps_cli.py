@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.fabric.plugins import Precision as FabricPrecision
+from lightning.fabric.plugins import Precision
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -194,8 +193,9 @@ class HPSCLI(LightningCLI):
             raise UserError(explain(str(error), self._options(self.subcommand))) from error
         use_safe_checkpoints(self.trainer)
         environment = self.trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment):
+        if isinstance(environment, SLURMEnvironment) and not self._has_plugin(SLURMEnvironment):
             # It would save amid a step, into the working directory, where every later training would go on from it.
+            # Who names the environment himself asks for that.
             environment.auto_requeue = False
 
     def before_instantiate_classes(self) -> None:
@@ -208,7 +208,8 @@ class HPSCLI(LightningCLI):
             raise UserError(f"--images: `hps {self.subcommand}` takes none; `hps predict` classifies them.")
         if self.record is not None:
             check_classes(self.record, config.data.dataset)
-        if trainer.precision is None and not _has_precision(trainer.plugins):
+        # Lightning takes no second word beside a plugin's.
+        if trainer.precision is None and not self._has_plugin(Precision):
             trainer.precision = fast_precision(trainer.accelerator)
         if isinstance(trainer.default_root_dir, str):
             trainer.default_root_dir = expanded(trainer.default_root_dir)
@@ -241,6 +242,13 @@ class HPSCLI(LightningCLI):
         if self.subcommand in ("validate", "test"):
             # Lightning's own table of the metrics says the same as our report.
             config.verbose = False
+
+    def _has_plugin(self, kind: type) -> bool:
+        """Whether the user names a plugin of a kind for the trainer."""
+        given = self._get(self.config, "trainer.plugins")
+        plugins = given if isinstance(given, list) else [given]
+        named = [each.class_path.rpartition(".") for each in plugins if isinstance(each, jsonargparse.Namespace)]
+        return any(issubclass(getattr(importlib.import_module(module), name), kind) for module, _, name in named)
 
     def _logger(self, config: jsonargparse.Namespace) -> Any:
         given = config.trainer.logger
@@ -275,7 +283,7 @@ class HPSCLI(LightningCLI):
                 f"of; leave it out there, and give it as an option: --ckpt_path {given}."
             )
         stray = self.trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
-        if given is None and stray is not None:
+        if given is None and stray is not None and not self._has_plugin(SLURMEnvironment):
             raise UserError(
                 f"{stray} lies where Lightning looks under SLURM, and it would go on from that whatever was asked for. "
                 "Move it away, or have another folder for all runs: --trainer.default_root_dir DIRECTORY."
@@ -332,9 +340,10 @@ class TrainingPlan(HPSCLI):
 
     def runs_folder(self) -> Path:
         """The folder of all runs of the network."""
-        logger = self.config.fit.trainer.logger
-        if _is_tensorboards(logger):
-            return Path(logger.init_args.save_dir, logger.init_args.name or "")
+        loggers = self.config.fit.trainer.logger
+        first = loggers[0] if isinstance(loggers, list) and loggers else loggers
+        if isinstance(first, jsonargparse.Namespace) and first.class_path.endswith(("TensorBoardLogger", "CSVLogger")):
+            return Path(first.init_args.save_dir, first.init_args.name or "")
         return Path(*_place_of_runs(self.config.fit))
 
     def logs_to_tensorboard(self) -> bool:
@@ -379,17 +388,6 @@ def _name_enums(value: Any) -> Any:
         return [_name_enums(item) for item in value]
     # As Timer's default for its interval.
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
-
-
-def _has_precision(plugins: Any) -> bool:
-    """Whether one of the trainer's plugins says in which precision it trains; Lightning takes no second word."""
-    named = [plugin.class_path for plugin in _listed(plugins) if isinstance(plugin, jsonargparse.Namespace)]
-    classes = [getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in named]
-    return any(issubclass(one, (Precision, FabricPrecision)) for one in classes)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _as_dict(spec: jsonargparse.Namespace | None) -> dict[str, Any] | None:

@@ -39,10 +39,17 @@ def check_processes(trainer: Trainer, command: str) -> None:
     Raises:
         UserError: torchrun or srun has started more, or fewer, processes than the trainer's devices on all hosts.
     """
-    if started_here() is None:
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, TorchElasticEnvironment):
+        launcher, started = "torchrun has started", environment.world_size()
+    elif isinstance(environment, SLURMEnvironment):
+        asked = "SLURM_STEP_NUM_TASKS" in os.environ
+        launcher = "srun has started" if asked else "In a job of SLURM, `hps` without srun is"
+        started = int(os.environ["SLURM_STEP_NUM_TASKS"]) if asked else 1
+    else:
+        # Lightning starts them itself, or those of a plugin of the user's do.
         return
-    launcher = "torchrun" if TorchElasticEnvironment.detect() else "srun"
-    started, planned = started_together(), trainer.num_devices * trainer.num_nodes
+    planned = trainer.num_devices * trainer.num_nodes
     if started == planned:
         return
     way_out = (
@@ -52,4 +59,4 @@ def check_processes(trainer: Trainer, command: str) -> None:
         else f"`hps {command}` works in one; start it once."
     )
     processes = f"{started} process{'es' * (started > 1)}"
-    raise UserError(f"{launcher} has started {processes}, and this command is for {planned}. {way_out}")
+    raise UserError(f"{launcher} {processes}, and this command is for {planned}. {way_out}")

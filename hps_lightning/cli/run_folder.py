@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from hps_lightning.callbacks.run_directory import NUMBERED, has_numbered_folder
+from hps_lightning.callbacks.run_directory import NUMBERED, give_own_folder, has_numbered_folder
 from hps_lightning.directory_lock import locked
 from hps_lightning.errors import UserError
 from hps_lightning.files import check_writable
@@ -30,13 +30,16 @@ def own_run_folder(trainer: Trainer, otherwise: TensorBoardLogger | None = None)
     Raises:
         UserError: it cannot be made or written, or another process trains there.
     """
+    own = None
+    if otherwise is not None and not has_numbered_folder(trainer) and _is_local(otherwise.root_dir):
+        own = otherwise
+    if own is not None and not trainer.fast_dev_run:
+        give_own_folder(trainer)
     if not trainer.is_global_zero or trainer.fast_dev_run:
         yield
         return
     with contextlib.ExitStack() as held:
         numbered = [logger for logger in trainer.loggers if isinstance(logger, NUMBERED)]
-        needed = otherwise is not None and not has_numbered_folder(trainer)
-        own = otherwise if needed and _is_local(otherwise.root_dir) else None
         numbered += [own] if own is not None else []
         held.enter_context(_numbered_folders([logger for logger in numbered if _is_local(logger.root_dir)]))
         if own is not None:

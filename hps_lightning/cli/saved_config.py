@@ -29,7 +29,8 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves that of a new training; leaves out what is no training, whose config would replace the training's."""
-        if stage == "fit":
+        folder = run_directory(trainer) if stage == "fit" else None
+        if folder is not None:
             self._goes_on = self.config.ckpt_path is not None
             # Whoever repeats the training wants another one, in a folder of its own.
             self.config = self.config.clone()
@@ -39,7 +40,7 @@ class SaveFitConfig(SaveConfigCallback):
                 self.config.trainer.logger = None
             elif isinstance(logger, jsonargparse.Namespace) and "version" in logger.get("init_args", ()):
                 logger.init_args.version = None
-            self._path = os.path.join(run_directory(trainer), self.config_filename)
+            self._path = os.path.join(folder, self.config_filename)
             if not self._goes_on:
                 super().setup(trainer, pl_module, stage)
 

@@ -134,7 +134,7 @@ class JobRecord(Callback):
                 "the folder of the runs must be one that all hosts share."
             )
         folder = run_directory(trainer)
-        if "://" in folder or not trainer.is_global_zero:
+        if folder is None or "://" in folder or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, JOB_FILE), json.dumps(self.job._described(self.command)) + "\n")

@@ -105,7 +105,7 @@ def run_fit_seeds(argv: list[str]) -> int:
         if changed is not None:
             print(
                 f"{changed[0].directory} is not finished and stays as it is: the same command began it, and means "
-                f"another training now ({'; '.join(changed[1])}). With those options as they were, it goes on there."
+                f"another training now: {'; '.join(changed[1])}."
             )
         group = SeedGroup.create(folder, argv, seeds, config)
     with group.locked() as lock:

@@ -1,6 +1,8 @@
 import importlib.util
+import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import nn
 from hps_lightning.bluebox import export as exporting
 from hps_lightning.bluebox import export_bundle, load_manifest
 from hps_lightning.bluebox.board.bundle import Bundle
+from hps_lightning.bluebox.weights import board_weights
 from hps_lightning.errors import UserError
-from hps_lightning.modules import ImageClassifier
+from hps_lightning.modules import HPSClassifier, ImageClassifier
 
 from .made import export, make_bundle, read, record
 
@@ -261,7 +264,7 @@ def test_a_bundle_that_would_be_another_network_is_refused(own, tmp_path):
     kind = type(classifier.network)
     # The classifier's own word for it, which is not the network's.
     classifier.network = kind(3, activation="tanh")
-    with pytest.raises(UserError, match=r"Own\(num_classes=3\), made by my_net\.py as it is now, gives logits that"):
+    with pytest.raises(UserError, match=r"Own\(num_classes=3\), made by my_net\.py as it is now, differs \(the log"):
         make_bundle(classifier, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     classifier.save_hyperparameters({"num_classes": 3, "activation": "tanh"})
@@ -276,6 +279,45 @@ def test_a_file_that_has_been_edited_since_is_refused(own, tmp_path):
         make_bundle(classifier, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("raise SystemExit", "would not run on a board: it ends with status 0, before it has answered"),
+        ("while True:\n    pass", "my_net.py does more than define a network when it is imported"),
+    ],
+)
+def test_a_file_that_does_more_than_define_a_network_is_refused(own, tmp_path, monkeypatch, more, reason):
+    classifier = own("my_net.py", UNIT)
+    (tmp_path / "my_net.py").write_text(f"{UNIT}\n\n{more}\n")
+    monkeypatch.setattr(exporting, "_PATIENCE_S", 10)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        make_bundle(classifier, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_part_that_is_compiled_is_exported_as_it_was_written(tmp_path):
+    classifier = HPSClassifier(num_classes=3, stages=[1, 1, 1, 1], width=0.2)
+    expected = board_weights(classifier.network.state_dict())
+    classifier.network.stage1 = torch.compile(classifier.network.stage1, backend=fail)
+    make_bundle(classifier, tmp_path / "bundle")
+    written = torch.load(tmp_path / "bundle" / "weights.pt", weights_only=True)
+    assert list(written) == list(expected)
+
+
+def test_a_network_that_cannot_be_copied_is_one_error(own, tmp_path):
+    classifier = own("my_net.py")
+    classifier.network.lock = threading.Lock()
+    with pytest.raises(UserError, match="Own cannot be copied: cannot pickle"):
+        make_bundle(classifier, tmp_path / "bundle")
+
+
+def test_a_network_of_ours_that_its_classifier_makes_otherwise_is_refused_too(tmp_path):
+    classifier = HPSClassifier(num_classes=3, stages=[1, 1, 1, 1], width=0.2)
+    classifier.network = type(classifier.network)(3, stages=[1, 1, 1, 1], width=0.2, activation="elu")
+    with pytest.raises(UserError, match=r"made by squeezenext\.py as it is now, differs \(gives logits that are"):
+        make_bundle(classifier, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(("old", "new"), [
     # Units that have the names of ours, and are used for something else.
     ("self.unit(images)", "self.unit.activation(self.unit.norm(self.unit.conv(images)))"),
@@ -283,7 +325,9 @@ def test_a_file_that_has_been_edited_since_is_refused(own, tmp_path):
 ])  # fmt: skip
 def test_folding_that_would_change_the_answers_is_refused(own, tmp_path, old, new):
     classifier = own("my_net.py", UNIT.replace(old, new))
-    with pytest.raises(UserError, match=r"Own with its batch norms folded .* is another network: .*: --no-fold "):
+    with pytest.raises(
+        UserError, match=r"Own with its batch norms folded .* is another network: .*: hps export --no-f"
+    ):
         make_bundle(classifier, tmp_path / "bundle")
     content = record(classifier)
     export_bundle(classifier.network, classifier.network.state_dict(), tmp_path / "bundle", content, folded=False)

@@ -244,6 +244,15 @@ class TestEvaluation:
         with torch.no_grad():
             torch.testing.assert_close(probabilities, model.eval()(expected).softmax(1), rtol=1e-4, atol=1e-6)
 
+    def test_says_whose_images_are_the_first_of_several_processes(self, monkeypatch):
+        titles = []
+        monkeypatch.setattr(dashboard, "samples_figure", lambda *arguments: titles.append(arguments[-1]))
+        evaluation = dashboard._Evaluation(2, torch.device("cpu"), samples=3)
+        evaluation.update(torch.zeros(4, 3, 32, 32), torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 1, 0]))
+        for processes in (1, 2):
+            dashboard._figures(evaluation, evaluation.counts(), None, "val", processes)
+        assert titles == ["validation images, the first 3", "validation images, the first process's first 3"]
+
     def test_keeps_few_images_and_frees_them(self, tmp_path):
         class Watch(Callback):
             sizes = ()

@@ -212,7 +212,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         ("temperature", 0),
         ("temperature", -1.0),
         ("temperature", float("inf")),
-        ("temperature", 1e200),
+        ("temperature", 1e20),
         ("temperature", 1e-200),
         ("temperature", float("nan")),
     ],

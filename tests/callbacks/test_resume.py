@@ -161,6 +161,10 @@ def test_a_training_that_had_stopped_early_does_not_train_on(tmp_path, condition
     assert first.current_epoch == epochs
     again = go_on(tmp_path, tiny([0.5, 0.4, 0.9, 0.9]), stopping(), max_epochs=9)
     assert again.global_step == first.global_step
+    if "stopping_threshold" in condition:
+        condition["stopping_threshold"] = 0.95
+        again = go_on(tmp_path, tiny([0.5, 0.4, 0.9, 0.9, 0.96]), stopping(), max_epochs=9)
+        assert again.global_step > first.global_step
 
 
 def test_random_state_comes_back():

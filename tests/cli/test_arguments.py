@@ -147,6 +147,19 @@ def test_a_config_of_another_network_has_nothing_of_the_one_before(tmp_path):
     assert (config.model.init_args.stages, config.model.init_args.dropout) == ([1, 2, 2, 1], 0.2)
 
 
+def test_beside_a_checkpoint_configs_of_other_networks_say_nothing_of_one():
+    tokens = expand(["--ckpt_path=x.ckpt", "--config=hps.yaml", "--config=fast/squeezenet_v1_1.yaml"])
+    assert not [token for token in tokens if token.startswith("--model")]
+
+
+def test_a_class_given_as_json_is_the_same_class(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {class_path: SqueezeNetClassifier}\n")
+    model = '{"class_path": "hps_lightning.modules.SqueezeNetClassifier", "init_args": {"dropout": 0.3}}'
+    argv = ["--model", model, "--config", str(mine), "--data.dataset", "digits"]
+    assert run_cli("fit", argv, TrainingPlan).config.fit.model.init_args.dropout == 0.3
+
+
 def test_a_config_in_the_command_replaces_an_optimizer_whole():
     argv = ["--config", "hps.yaml", "--config", '{"optimizer": {"class_path": "Adam"}}', "--data.dataset", "digits"]
     optimizer = run_cli("fit", argv, TrainingPlan).config.fit.optimizer

@@ -158,6 +158,8 @@ def test_a_precision_plugin_is_not_contradicted(hps):
     ([], {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash", "SLURM_STEP_TASKS_PER_NODE": "1"}, 1),
 ])  # fmt: skip
 def test_a_training_takes_one_device_unless_it_is_told_otherwise(monkeypatch, options, environment, devices):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     argv = ["--model=hps", "--data.dataset=digits", "--trainer.accelerator=cpu", *options]

@@ -79,6 +79,10 @@ def _onnx_runtime():
     """ONNX Runtime and None; or None and why it cannot run the exported files, None too where there is none."""
     try:
         import onnxruntime
+
+        if not hasattr(onnxruntime, "InferenceSession"):
+            # What an uninstalled one may leave behind is a folder, which can be imported.
+            raise ImportError("its folder is empty")
     except Exception as error:  # One that is half installed, or for another numpy, fails in every way that there is.
         if importlib.util.find_spec("onnxruntime") is None:
             return None, None
