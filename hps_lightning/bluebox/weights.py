@@ -49,8 +49,9 @@ def restored(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         copied = bare_copy(network).to(torch.float32).eval()
         for module in list(copied.modules()):
             for name, part in module.named_children():
-                # Compiled, which would take longer than all else here.
-                setattr(module, name, bare_network(part))
+                if hasattr(part, "_orig_mod"):
+                    # Compiled, which would take longer than all else here.
+                    setattr(module, name, bare_network(part))
         copied.load_state_dict(weights)
     except Exception as error:  # A network's own code raises what it likes.
         kind = type(bare_network(network)).__name__
