@@ -41,7 +41,7 @@ def check_processes(trainer: Trainer, command: str) -> None:
     """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, TorchElasticEnvironment):
-        launcher, started = "torchrun has started", environment.world_size()
+        launcher, started = "torchrun has started", int(os.environ.get("WORLD_SIZE", "1"))
     elif isinstance(environment, SLURMEnvironment):
         asked = "SLURM_STEP_NUM_TASKS" in os.environ
         launcher = "srun has started" if asked else "In a job of SLURM, `hps` without srun is"
