@@ -211,7 +211,7 @@ def time_figure(groups: Sequence[Group]) -> Figure:
     _scatter(axes, groups)
     axes.set_xlabel("parameters")
     axes.set_ylabel("seconds per epoch")
-    axes.set_title("Time per epoch against parameters: each machine by itself", fontsize=11)
+    axes.set_title("Time per epoch against parameters: each kind of machine by itself", fontsize=11)
     _plain_ticks(axes.xaxis, axes.get_xlim())
     _plain_ticks(axes.yaxis, axes.get_ylim())
     return _labelled(figure, axes, groups)

@@ -43,7 +43,7 @@ def size_groups(table_rows: Sequence[Row], ours: Sequence[Measured], dataset: st
 def times(
     table_rows: Sequence[Row], ours: Sequence[Measured], others: Sequence[Measured], results: Path | None
 ) -> tuple[list[plots.Group], str]:
-    """Seconds per epoch against parameters, a group for each machine; and ours as a Markdown table."""
+    """Seconds per epoch against parameters, a group for each kind of machine; and ours as a Markdown table."""
     groups, lines = [], []
     # What a row prints for CIFAR-100 is the same network with a larger classifier.
     for dataset, colour, marker in (("cifar10", plots.VERMILLION, "s"), ("cifar100", plots.ORANGE, "D")):
