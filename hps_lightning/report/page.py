@@ -138,7 +138,7 @@ def _content(
         "disagreements": disagreements(table_rows),
         "disagreement_table": disagreement_table(table_rows),
         "size_plots": size_plots,
-        "time_plot": {"file": "time.png", "alt": "Seconds per epoch against parameters, a group for each kind of machine"},
+        "time_plot": {"file": "time.png", "alt": "Seconds per epoch against parameters, a group a kind of machine"},
         "time_table": time_rows,
         "curves": curve_plots,
         "optimizers": optimizers,
